@@ -1,0 +1,187 @@
+"""When to stop: tolerances by dtype, the rounding floor, divergence, finite termination; results as sentences."""
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import partial
+from numbers import Real
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ._evolution import Evolution
+from ._hierarchy import Multigrid
+from ._relaxation import Points, arrived
+
+
+DEFAULT_TOLERANCE = 1e-6  # on relative residuals, when the caller names none
+
+# Rounding in a sweep leaves a residual of about eps times the norm of the states: observed between a tenth and ten times that.
+_FLOOR_MARGIN = 10.0
+# Residuals may rise a thousandfold after a bad first guess and still fall; beyond this they have not been seen to.
+_DIVERGED = 1e4
+_PATIENCE = 3
+
+
+class ConvergenceError(RuntimeError):
+    """The solve did not reach its tolerance. What was computed is in `solution`."""
+
+    def __init__(self, message: str, solution):
+        super().__init__(message)
+        self.solution = solution
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Norms of one iterate; `scale` and `relative_scale` are those of the states in place of their residuals."""
+
+    residual: float
+    relative: float
+    scale: float
+    relative_scale: float
+
+
+def _norm(tree: PyTree[Array]) -> Array:
+    """2-norm over all leaves, in float32 at least."""
+    total = jnp.zeros((), jnp.float32)
+    for leaf in jax.tree.leaves(tree):
+        square = jnp.square(jnp.abs(leaf))
+        square = jnp.sum(square.astype(jnp.promote_types(square.dtype, jnp.float32)))
+        dtype = jnp.promote_types(total.dtype, square.dtype)
+        total = total.astype(dtype) + square.astype(dtype)
+    return jnp.sqrt(total)
+
+
+@jax.jit
+def residual_norm(c: Points, e: Points) -> Array:
+    """2-norm over the C-points of `Phi(u[c-1]) - u[c]`, all floating leaves."""
+    return _norm(jax.tree.map(jnp.subtract, e, arrived(c)))
+
+
+@partial(jax.jit, static_argnames="spacing")
+def measure(evolution: Evolution, c: Points, e: Points, final: PyTree[Array], spacing: int) -> Array:
+    """The fields of `Norms` as one array: a single transfer to the host an iteration."""
+    starts = jnp.arange(1, len(jax.tree.leaves(e)[0]) + 1, dtype=jnp.int32) * spacing
+
+    def params(u, start):
+        return evolution.params(u, evolution.clock(start))
+
+    def difference(x, y):
+        return jax.tree.map(jnp.subtract, x, y)
+
+    wanted = jax.vmap(params)(e, starts)
+    given = jax.vmap(params)(arrived(c), starts)
+    first = params(jax.tree.map(lambda x: x[0], c), jnp.int32(0))
+    travelled = _norm(difference(params(final, starts[-1]), first))
+    largest = jnp.max(jax.vmap(_norm)(difference(wanted, given)))
+    size = jnp.max(jax.vmap(_norm)(wanted))
+    residual, scale = residual_norm(c, e), _norm(e)
+    # No distance travelled: a residual of zero is zero, any other is infinitely large.
+    relative = jnp.where(largest == 0, largest, largest / travelled)
+    return jnp.stack(jnp.broadcast_arrays(residual, relative, scale, size / travelled))
+
+
+def require_tolerance(tolerance: float | None) -> None:
+    if tolerance is not None and (not isinstance(tolerance, Real) or not 0 <= tolerance < math.inf):
+        raise ValueError(
+            f"tolerance must be a number of at least 0, or None for {DEFAULT_TOLERANCE:g} of the distance travelled, "
+            f"not {tolerance!r}."
+        )
+
+
+def coarsest_dtype(floating: PyTree[Array]) -> jnp.dtype:
+    """The floating dtype with the fewest digits: it sets the rounding floor."""
+    return max((leaf.dtype for leaf in jax.tree.leaves(floating)), key=lambda dtype: float(jnp.finfo(dtype).eps))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why the solve ended: `converged`, and a sentence that says so."""
+
+    converged: bool
+    sentence: str
+    diverged: bool = False
+
+    def because(self, diagnosis: str) -> "Verdict":
+        return replace(self, sentence=f"{self.sentence}. {diagnosis}")
+
+
+@dataclass
+class Monitor:
+    """Watches the residuals of one solve against its tolerance."""
+
+    tolerance: float | None
+    max_iterations: int
+    method: Multigrid
+    dtype: jnp.dtype
+    history: list[float] = field(default_factory=list)
+
+    @property
+    def eps(self) -> float:
+        return float(jnp.finfo(self.dtype).eps)
+
+    def _measured(self, norms: Norms) -> tuple[float, float, float, str]:
+        """(residual, tolerance, rounding floor, name) in the measure that this solve stops on."""
+        if self.tolerance is None:
+            return norms.relative, DEFAULT_TOLERANCE, self.eps * norms.relative_scale, "relative residual"
+        return norms.residual, self.tolerance, self.eps * norms.scale, "residual"
+
+    def unreachable(self, norms: Norms) -> str | None:
+        """A warning if rounding alone keeps the residual above the tolerance that the caller named."""
+        residual, tolerance, floor, _ = self._measured(norms)
+        if self.tolerance and math.isfinite(floor) and tolerance * _FLOOR_MARGIN < floor and residual > tolerance:
+            return (
+                f"tolerance={tolerance:.3g} lies below what {self.dtype} can reach here: rounding keeps the residual near "
+                f"{floor:.0e}. Use tolerance={_FLOOR_MARGIN * floor:.0e} or more, tolerance=None, or a wider dtype."
+            )
+        return None
+
+    def verdict(self, iteration: int, norms: Norms, exact: bool) -> Verdict | None:
+        """None to go on."""
+        residual, tolerance, floor, name = self._measured(norms)
+        self.history.append(residual)
+        if self.tolerance == 0:
+            if iteration < self.max_iterations:
+                return None
+            return Verdict(residual == 0 or exact, f"ran the {iteration} iterations asked for; {name} {residual:.3g}")
+        if residual <= tolerance:
+            return Verdict(True, f"converged in {iteration} iterations: {name} {residual:.3g}, tolerance {tolerance:.3g}")
+        if exact and math.isfinite(residual):
+            return Verdict(
+                True,
+                f"exact by finite termination after {iteration} iterations: every step has been taken from serial states, "
+                f"and rounding leaves a {name} of {residual:.3g} (tolerance {tolerance:.3g})",
+            )
+        best = min((r for r in self.history if math.isfinite(r)), default=math.inf)
+        if not math.isfinite(residual) or residual > _DIVERGED * max(best, floor):
+            grew = "is not finite" if not math.isfinite(residual) else f"grew to {residual:.3g}"
+            return Verdict(False, f"diverged at iteration {iteration}: the {name} {grew} (best so far {best:.3g})", True)
+        if self._stagnates(_FLOOR_MARGIN * floor):
+            at_floor = f"{name} {best:.3g} after {iteration} iterations is the rounding floor of {self.dtype}"
+            if self.tolerance is None:
+                return Verdict(True, f"converged as far as the precision goes: {at_floor} (aim {tolerance:.3g})")
+            return Verdict(False, f"not converged: {at_floor}, above the tolerance {tolerance:.3g}; use float64 or ask for less")
+        if iteration >= self.max_iterations:
+            return Verdict(False, self._too_slow(iteration, residual, tolerance, name))
+        return None
+
+    def _stagnates(self, reach: float) -> bool:
+        past, recent = self.history[:-_PATIENCE], self.history[-_PATIENCE:]
+        return bool(past) and min(recent) <= reach and min(recent) > 0.7 * min(past)
+
+    def _too_slow(self, iteration: int, residual: float, tolerance: float, name: str) -> str:
+        sentence = f"not converged: {name} {residual:.3g} after {iteration} iterations, tolerance {tolerance:.3g}"
+        span = min(5, len(self.history) - 1)
+        earlier = self.history[-1 - span]
+        if span and 0 < residual < 0.95 * earlier < math.inf:
+            factor = (residual / earlier) ** (1 / span)
+            more = math.ceil(math.log(tolerance / residual) / math.log(factor))
+            return f"{sentence}. At the last factor of {factor:.2f}, about {more} more would do: raise max_iterations"
+        return (
+            f"{sentence}, and it has stopped falling. Use a smaller coarsening factor, relaxation="
+            f"{_next(self.method.relaxation)}, fewer levels, or a coarse propagator closer to the steps it stands for"
+        )
+
+
+def _next(relaxation):
+    return relaxation + 1 if isinstance(relaxation, int) else tuple(sweeps + 1 for sweeps in relaxation)

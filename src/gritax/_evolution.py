@@ -1,0 +1,118 @@
+"""The evolution that a solve runs: phi, and its state split into what is solved for and what follows the step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+
+Phi = Callable[[PyTree, Any, int], PyTree]
+
+
+def _is_data(leaf) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+
+
+def as_arrays(state: PyTree) -> PyTree:
+    """The state with its numbers as strongly typed arrays; flags, strings and functions stay as they are."""
+
+    def convert(leaf):
+        if _is_data(leaf) or (isinstance(leaf, int | float | complex) and not isinstance(leaf, bool)):
+            array = jnp.asarray(leaf)
+            return jax.lax.convert_element_type(array, array.dtype)
+        return leaf
+
+    return jax.tree.map(convert, state)
+
+
+class _Static:
+    """The part of a pytree that is no data, hashable so that compiled kernels can be told apart by it."""
+
+    def __init__(self, tree: PyTree, name: str):
+        leaves, self.structure = jax.tree.flatten(tree)
+        self.leaves = tuple(leaves)
+        try:
+            self._hash = hash((self.leaves, self.structure))
+        except TypeError as error:
+            raise ValueError(
+                f"{name} holds something that is neither an array nor hashable ({error}). Turn it into an array, "
+                "or close over it in a function."
+            ) from error
+
+    def tree(self) -> PyTree:
+        return jax.tree.unflatten(self.structure, self.leaves)
+
+    def __hash__(self):
+        return self._hash
+
+    def __eq__(self, other):
+        return (self.leaves, self.structure) == (other.leaves, other.structure)
+
+
+@jax.tree_util.register_pytree_node_class
+class Evolution:
+    """`w[i+1] = phi(w[i], i, 1)`, as the solver's kernels see it.
+
+    The leaves of a state are of three kinds. *Floating* leaves evolve: they are stored at the points of a level,
+    corrected and measured. *Clocks* are the other arrays: functions of the step alone, tabulated at the points
+    `0, spacing, 2 spacing, …` and looked up wherever a coarse step starts. The rest (functions, strings, flags) is
+    constant and is put back before each call of phi.
+
+    A pytree whose leaves are the arrays of `phi` and the clocks' table, so that one compiled kernel serves all
+    evolutions that differ in their data only.
+    """
+
+    def __init__(self, phi: Phi, state: PyTree):
+        arrays, static = eqx.partition(phi, _is_data)
+        _, constant = eqx.partition(state, eqx.is_array)
+        self._children = (arrays, None)
+        self._aux = (_Static(static, "phi"), _Static(constant, "state"), 1)
+
+    def tree_flatten(self):
+        return self._children, self._aux
+
+    @classmethod
+    def tree_unflatten(cls, aux, children):
+        self = object.__new__(cls)
+        self._children, self._aux = tuple(children), aux
+        return self
+
+    @property
+    def phi(self) -> Phi:
+        return eqx.combine(self._children[0], self._aux[0].tree())
+
+    def with_clocks(self, table: PyTree[Array], spacing: int) -> "Evolution":
+        return self.tree_unflatten((*self._aux[:2], spacing), (self._children[0], table))
+
+    def split(self, state: PyTree) -> tuple[PyTree[Array], PyTree[Array]]:
+        """(floating leaves, clocks) of a state."""
+        return eqx.partition(eqx.filter(state, eqx.is_array), eqx.is_inexact_array)
+
+    def merge(self, floating: PyTree[Array], clock: PyTree[Array]) -> PyTree:
+        return eqx.combine(floating, clock, self._aux[1].tree())
+
+    def clock(self, start: Array) -> PyTree[Array]:
+        """The clocks at step `start`, a multiple of the table's spacing."""
+        return jax.tree.map(lambda values: values[start // self._aux[2]], self._children[1])
+
+    def advance(self, floating: PyTree[Array], clock: PyTree[Array], start: Array, stride: int):
+        """One application of phi to the split state. After a coarse step the clocks are those of the fine steps."""
+        state = as_arrays(self.phi(self.merge(floating, clock), start, stride))
+        floating, clock = self.split(state)
+        return floating, clock if stride == 1 else self.clock(start + stride)
+
+    def params(self, floating: PyTree[Array], clock: PyTree[Array]) -> PyTree[Array]:
+        """The floating leaves in which distances are measured: `phi.params(state)` if phi has it, else all of them."""
+        state = self.merge(floating, clock)
+        params = getattr(self.phi, "params", None)
+        return self.split(params(state) if callable(params) else state)[0]
+
+
+def cost(phi: Phi, name: str, stride: int) -> int:
+    """Network evaluations of one application of phi: `name` is "depth" (in sequence) or "work" (in all)."""
+    count = getattr(phi, name, None)
+    return count(stride) if callable(count) else 1

@@ -1,0 +1,40 @@
+"""Initial guesses at the C-points of the finest level."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ._cycle import Cycle
+from ._evolution import as_arrays
+from ._relaxation import Points
+from ._validation import require_guess
+
+
+InitialGuess = Literal["nested", "zeros", "constant"] | Callable[[Any], PyTree]
+
+
+def require_known_guess(initial_guess: InitialGuess, state: PyTree) -> None:
+    if callable(initial_guess):
+        require_guess(initial_guess, state)
+    elif initial_guess not in ("nested", "zeros", "constant"):
+        raise ValueError(
+            f'initial_guess must be "nested", "zeros", "constant" or a function step -> state, not {initial_guess!r}.'
+        )
+
+
+def first_guess(cycle: Cycle, u0: PyTree[Array], initial_guess: InitialGuess) -> Points:
+    """C-points `0, m, 2 m, …` of level 0; point 0 is the initial state."""
+    finest = cycle.hierarchy[0]
+    num = finest.num_intervals
+    if initial_guess == "nested":
+        return cycle.ascend(u0, "V")
+    if callable(initial_guess):
+        steps = jnp.arange(1, num + 1, dtype=jnp.int32) * finest.factor
+        rest = jax.vmap(lambda step: cycle.evolution.split(as_arrays(initial_guess(step)))[0])(steps)
+    else:
+        fill = jnp.zeros_like if initial_guess == "zeros" else jnp.asarray
+        rest = jax.tree.map(lambda x: jnp.broadcast_to(fill(x), (num, *x.shape)), u0)
+    return jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), u0, rest)

@@ -1,0 +1,164 @@
+"""Levels of MGRIT: how many steps each has, and how far one of its steps reaches."""
+
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Level:
+    """Level `index` has the points `0, …, size`; one of its steps stands for `stride` training steps.
+
+    Every `factor`-th point is a C-point; the others, the trailing ones among them, are F-points. `sweeps` FC sweeps
+    precede the last F-relaxation. The coarsest level is one interval, `factor == size`: it is solved step by step.
+    """
+
+    index: int
+    size: int
+    stride: int
+    factor: int
+    sweeps: int
+
+    @property
+    def num_intervals(self) -> int:
+        """The intervals between neighbouring C-points."""
+        return self.size // self.factor
+
+    @property
+    def tail(self) -> int:
+        """The F-points after the last C-point."""
+        return self.size % self.factor
+
+
+@dataclass(frozen=True)
+class Multigrid:
+    r"""The multigrid method: which levels, which cycle, how much relaxation.
+
+    Level $l$ has $N_l$ steps, $N_{l+1} = \lfloor N_l / m_l \rfloor$, and one of its steps has the stride
+    $m_0 \cdots m_{l-1}$.
+
+    **Arguments**
+
+    - `coarsening`: the factor $m$, one for all levels or one per level; $L - 1$ factors mean at most $L$ levels.
+    - `max_levels`: at most so many levels; `None` for as many as `min_coarse` allows.
+    - `min_coarse`: a level is coarsened while the next one has at least so many steps.
+    - `cycle`: `"V"`, or `"F"`, which spends one more V-cycle on each level below the finest on the way back. With two
+      levels they are the same.
+    - `relaxation`: FC sweeps before the last F-relaxation, one number or one per level: 0 is F, 1 is FCF. Two levels
+      with 0 are parareal.
+    - `c_relaxation_weight`: $\omega$ in the C-relaxation $u_c \leftarrow \omega \Phi(u_{c-1}) + (1 - \omega) u_c$.
+    - `skip_first_down`: start with the way up from the coarsest level, without relaxation or right-hand sides.
+
+    Raises `ValueError`, naming the argument, for a factor below 2 or not whole, and for counts that do not fit together.
+
+    Schroder 2017, arXiv 1708.02276, section 2; the names are those of XBraid.
+
+    >>> import gritax
+    >>> print(gritax.Multigrid(coarsening=4).hierarchy(1000))
+    level  steps  stride  factor  relaxation
+        0   1000       1       4         FCF
+        1    250       4       4         FCF
+        2     62      16       4         FCF
+        3     15      64              serial
+    """
+
+    coarsening: int | tuple[int, ...] = 4
+    max_levels: int | None = None
+    min_coarse: int = 5
+    cycle: Literal["V", "F"] = "V"
+    relaxation: int | tuple[int, ...] = 1
+    c_relaxation_weight: float = 1.0
+    skip_first_down: bool = False
+
+    def __post_init__(self):
+        for name in ("coarsening", "relaxation"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) and hasattr(value, "__iter__"):
+                object.__setattr__(self, name, tuple(value))
+        require_whole("coarsening", self.coarsening, 2)
+        require_whole("relaxation", self.relaxation, 0)
+        require_whole("min_coarse", self.min_coarse, 1)
+        if self.max_levels is not None:
+            require_whole("max_levels", self.max_levels, 1)
+        if self.cycle not in ("V", "F"):
+            raise ValueError(f'cycle must be "V" or "F", not {self.cycle!r}.')
+        weight = self.c_relaxation_weight
+        if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 < weight < 2:
+            raise ValueError(f"c_relaxation_weight must lie between 0 and 2, not {weight!r}; 1 is plain relaxation.")
+        if isinstance(self.coarsening, tuple):
+            available = len(self.coarsening) + 1
+            if self.max_levels is not None and self.max_levels > available:
+                raise ValueError(
+                    f"coarsening gives {len(self.coarsening)} factors, enough for {available} levels, but max_levels is "
+                    f"{self.max_levels}. Give {self.max_levels - 1} factors, or lower max_levels."
+                )
+
+    def hierarchy(self, num_steps: int) -> "Hierarchy":
+        """The levels for `num_steps` training steps. Raises `ValueError` for fewer than one."""
+        require_whole("num_steps", num_steps, 1)
+        factors = self._factors(num_steps)
+        if isinstance(self.relaxation, tuple) and len(self.relaxation) < len(factors):
+            raise ValueError(
+                f"relaxation gives {len(self.relaxation)} numbers, but the hierarchy relaxes on {len(factors)} levels. "
+                "Give one number for each of them, or one for all."
+            )
+        levels, size, stride = [], int(num_steps), 1
+        for index, factor in enumerate(factors):
+            sweeps = self.relaxation[index] if isinstance(self.relaxation, tuple) else self.relaxation
+            levels.append(Level(index, size, stride, factor, sweeps))
+            size, stride = size // factor, stride * factor
+        levels.append(Level(len(factors), size, stride, size, 0))
+        return Hierarchy(tuple(levels))
+
+    def _factors(self, size: int) -> list[int]:
+        factors: list[int] = []
+        while self.max_levels is None or len(factors) + 1 < self.max_levels:
+            if isinstance(self.coarsening, tuple):
+                if len(factors) == len(self.coarsening):
+                    break
+                factor = self.coarsening[len(factors)]
+            else:
+                factor = self.coarsening
+            if size // factor < self.min_coarse:
+                break
+            factors.append(int(factor))
+            size //= factor
+        return factors
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """The levels of a solve, finest first; prints as a table."""
+
+    levels: tuple[Level, ...]
+
+    def __getitem__(self, index: int) -> Level:
+        return self.levels[index]
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(level.size for level in self.levels)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        rows = [("level", "steps", "stride", "factor", "relaxation")]
+        for level in self.levels[:-1]:
+            rows.append((*map(str, (level.index, level.size, level.stride, level.factor)), "FC" * level.sweeps + "F"))
+        last = self.levels[-1]
+        return [*rows, (str(last.index), str(last.size), str(last.stride), "", "serial")]
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def require_whole(name: str, value, least: int) -> None:
+    values = value if isinstance(value, tuple) else (value,)
+    if not values:
+        raise ValueError(f"{name} is empty: give one number, or one per level.")
+    for each in values:
+        if isinstance(each, bool) or not isinstance(each, Integral) or each < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, not {each!r}.")

@@ -1,0 +1,82 @@
+"""What a solve returns."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import PyTree
+
+from ._hierarchy import Hierarchy
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iterate, as it is reported while the solve runs. Iteration 0 is the initial guess.
+
+    `factor` is the residual divided by the one before; `exact_steps` is the exactness front, the number of steps whose states are
+    those of serial training by construction; `seconds` have passed since the solve began, compilation included.
+    """
+
+    number: int
+    residual: float
+    relaxed_residual: float
+    relative_residual: float
+    factor: float
+    exact_steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The states that a solve ends with, and how it got there; prints as one block.
+
+    - `state`: the state after the last step, a pytree like the initial state.
+    - `params`: `phi.params(state)` where phi has it, else `state`.
+    - `converged`, `reason`: whether the tolerance was met, and a sentence that says why the solve ended.
+    - `iterations`: multigrid iterations.
+    - `residuals`: `iterations + 1` entries, entry k for the iterate after k iterations: the 2-norm over the C-points c of the
+      finest level of `Phi(u[c-1]) - u[c]`, over all floating leaves.
+    - `relaxed_residuals`: `iterations` entries, the same norm after the down-sweep of each iteration and before its
+      correction (what XBraid prints); nan where the down-sweep was skipped.
+    - `relative_residuals`: `iterations + 1` entries: the largest 2-norm over the parameters at a C-point, divided by the distance
+      that the parameters travel, `||w_N - w_0||`.
+    - `level_sizes`: the number of steps of each level.
+    - `depth`, `work`: evaluations of phi on the critical path with unlimited devices, and in all. Counted are the initial guess,
+      relaxation, residuals, right-hand sides and coarse solves, each at the cost that `phi.depth` and `phi.work` state.
+    - `potential_speedup`: `num_steps / depth`. No prediction of time: see `work`, and measure.
+    - `exact_steps`: how many of the first steps are exact by construction.
+    """
+
+    state: PyTree = field(repr=False)
+    params: PyTree = field(repr=False)
+    num_steps: int
+    converged: bool
+    reason: str
+    iterations: int
+    residuals: np.ndarray = field(repr=False)
+    relaxed_residuals: np.ndarray = field(repr=False)
+    relative_residuals: np.ndarray = field(repr=False)
+    hierarchy: Hierarchy = field(repr=False)
+    depth: int
+    work: int
+    exact_steps: int
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        return self.hierarchy.sizes
+
+    @property
+    def potential_speedup(self) -> float:
+        return self.num_steps / self.depth
+
+    def __str__(self) -> str:
+        rows = [
+            ("steps", f"{self.num_steps:,} on {len(self.hierarchy)} levels ({', '.join(map(str, self.level_sizes))})"),
+            ("result", self.reason),
+            ("residual", f"{self.residuals[0]:.3e} -> {self.residuals[-1]:.3e}"),
+            ("relative residual", f"{self.relative_residuals[-1]:.3e} of the distance travelled"),
+            ("exact by construction", f"{self.exact_steps:,} steps"),
+            ("depth, work", f"{self.depth:,} evaluations in sequence, {self.work:,} in all"),
+            ("potential speedup", f"{self.potential_speedup:.2f}"),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)

@@ -1,0 +1,189 @@
+"""The verb: iterate multigrid cycles until the states of all steps have converged."""
+
+import logging
+import math
+import time
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ._clocks import tabulate
+from ._convergence import ConvergenceError, Monitor, Norms, Verdict, coarsest_dtype, measure, require_tolerance, residual_norm
+from ._correction import keep_exact
+from ._cycle import Cycle
+from ._diagnosis import diagnose
+from ._evolution import Phi
+from ._guess import InitialGuess, first_guess, require_known_guess
+from ._hierarchy import Hierarchy, Multigrid, require_whole
+from ._relaxation import Points, arrived
+from ._solution import Iteration, Solution
+from ._validation import require_same_structure, validated
+
+
+logger = logging.getLogger("gritax")
+
+
+class Progress:
+    """Told of a solve as it runs; does nothing. Subclass it to show something."""
+
+    def begin(self, hierarchy: Hierarchy) -> None:
+        """The levels are known, nothing has been computed."""
+
+    def iteration(self, iteration: Iteration) -> None:
+        """An iterate has been measured; the first is the initial guess."""
+
+    def end(self, solution: Solution) -> None:
+        """The solve is over, converged or not."""
+
+
+def solve(
+    phi: Phi,
+    state: PyTree,
+    num_steps: int,
+    method: Multigrid | None = None,
+    *,
+    tolerance: float | None = None,
+    max_iterations: int = 50,
+    initial_guess: InitialGuess = "nested",
+    throw: bool = True,
+    progress: Progress | None = None,
+) -> Solution:
+    r"""`w[i+1] = phi(w[i], i, 1)`, `i = 0, …, num_steps - 1`, solved for all steps at once by multigrid reduction in time.
+
+    **Arguments**
+
+    - `phi`: `phi(state, start, stride) -> state` advances from step `start` by `stride` steps: exactly for stride 1, by one
+      coarse step that approximates them for more. `stride` is an `int`, `start` an `int32` scalar that may be traced. A pure
+      function of its arguments. It may define `depth(stride)`, `work(stride)` (what it costs), `params(state)` (in what
+      distances are measured) and `method(num_steps)` (the Multigrid it proposes).
+    - `state`: `w[0]`, any pytree. Floating leaves are solved for. Integer, boolean and key arrays are clocks: phi must
+      compute them from the step and from clocks alone. Other leaves are constants.
+    - `num_steps`: N, at least 1.
+    - `method`: the multigrid method; `None` for what phi proposes, else `Multigrid()`.
+    - `tolerance`: on `Solution.residuals`, absolute. `None` stops when `Solution.relative_residuals` reaches 1e-6, or the
+      rounding floor of the dtype above it. 0 runs exactly `max_iterations` and never raises.
+    - `max_iterations`: at most so many iterations.
+    - `initial_guess`: `"nested"` solves the coarsest level with its own propagator and fills the finer ones from it; `"zeros"`
+      and `"constant"` (the initial state) at every point; or a function `step -> state`, which may get a traced step.
+    - `throw`: raise `ConvergenceError`, with the solution in its `solution`, if the tolerance is not reached.
+    - `progress`: told of levels, iterations and the end.
+
+    **Returns** a `Solution`.
+
+    Raises `ValueError` for an argument that cannot be used, before any long work.
+
+    Schroder 2017, arXiv 1708.02276, Algorithm 1.
+
+    >>> import gritax
+    >>> solution = gritax.solve(lambda u, start, stride: u / (1 + 0.01 * stride), 1.0, 1000)
+    >>> solution.level_sizes, solution.iterations
+    ((1000, 250, 62, 15), 3)
+    """
+    began = time.perf_counter()
+    require_whole("max_iterations", max_iterations, 0)
+    method = method or _proposed(phi, num_steps)
+    require_tolerance(tolerance)
+    hierarchy = method.hierarchy(num_steps)
+    evolution, floating, clock = validated(phi, state, num_steps)
+    monitor = Monitor(tolerance, int(max_iterations), method, coarsest_dtype(floating))
+    whole = evolution.merge(floating, clock)
+    require_same_structure(phi, whole, [level.stride for level in hierarchy.levels[1:]])
+    require_known_guess(initial_guess, whole)
+    progress = progress or Progress()
+    progress.begin(hierarchy)
+    evolution, last_clock = tabulate(evolution, floating, clock, hierarchy[0])
+    run = _Run(Cycle(evolution, hierarchy, method), monitor, progress, began)
+    final, verdict = run.to_the_end(first_guess(run.cycle, floating, initial_guess))
+    solution = _solution(run, evolution.merge(final, last_clock), verdict)
+    progress.end(solution)
+    if not verdict.converged and monitor.tolerance != 0:
+        if throw:
+            raise ConvergenceError(verdict.sentence + ".", solution)
+        logger.warning("%s", verdict.sentence)
+    return solution
+
+
+def _proposed(phi: Phi, num_steps: int) -> Multigrid:
+    propose = getattr(phi, "method", None)
+    return propose(num_steps) if callable(propose) else Multigrid()
+
+
+class _Run:
+    """The iterates of one solve, each measured and reported once."""
+
+    def __init__(self, cycle: Cycle, monitor: Monitor, progress: Progress, began: float):
+        self.cycle, self.monitor, self.progress, self.began = cycle, monitor, progress, began
+        self.front = 0  # C-points of level 0, after the first, that are exact by construction
+        self.iterations: list[Iteration] = []
+
+    def to_the_end(self, c: Points) -> tuple[PyTree[Array], Verdict]:
+        """(final state, why the solve ended), from the initial guess `c`."""
+        finest = self.cycle.hierarchy[0]
+        relaxed = math.nan
+        while True:
+            # One sweep gives the residual of this iterate, its final state, and the first arrivals of the next iteration.
+            c, e, final = self.cycle.relax(finest, c, arrived(c), None, 1)
+            norms = Norms(*np.asarray(measure(self.cycle.evolution, c, e, final, finest.factor)).tolist())
+            verdict = self._report(norms, relaxed)
+            if verdict is not None and verdict.diverged:
+                verdict = verdict.because(diagnose(self.cycle.evolution, self.cycle.hierarchy, c))
+            if verdict is not None:
+                return final, verdict
+            c, relaxed = self._iterate(c, e)
+
+    def _iterate(self, c: Points, e: Points) -> tuple[Points, Array | float]:
+        """(corrected C-points, residual norm before the correction)."""
+        cycle, method = self.cycle, self.cycle.method
+        finest, *coarser = cycle.hierarchy.levels
+        if method.skip_first_down and len(self.iterations) == 1 and coarser:
+            return cycle.ascend(jax.tree.map(lambda x: x[0], c), method.cycle), math.nan
+        if finest.sweeps:
+            c, e, _ = cycle.relax(finest, c, e, None, finest.sweeps)
+        relaxed = residual_norm(c, e)
+        self.front += 1 + (finest.sweeps if method.c_relaxation_weight == 1 else 0)
+        corrected = cycle.correct(finest, c, e, method.cycle) if coarser else c
+        return keep_exact(corrected, e, jnp.int32(self.front)), relaxed
+
+    def _report(self, norms: Norms, relaxed: Array | float) -> Verdict | None:
+        finest = self.cycle.hierarchy[0]
+        exact = self.front >= finest.num_intervals
+        number = len(self.iterations)
+        before = self.iterations[-1].residual if number else math.nan
+        iteration = Iteration(
+            number=number,
+            residual=norms.residual,
+            relaxed_residual=float(relaxed),
+            relative_residual=norms.relative,
+            factor=norms.residual / before if before else math.nan,
+            exact_steps=finest.size if exact else self.front * finest.factor,
+            seconds=time.perf_counter() - self.began,
+        )
+        self.iterations.append(iteration)
+        self.progress.iteration(iteration)
+        logger.info("iteration %d: residual %.3e, relative %.3e", number, norms.residual, norms.relative)
+        if number == 0 and (warning := self.monitor.unreachable(norms)):
+            warnings.warn(warning, stacklevel=4)
+        return self.monitor.verdict(number, norms, exact)
+
+
+def _solution(run: _Run, state: PyTree, verdict: Verdict) -> Solution:
+    params = getattr(run.cycle.evolution.phi, "params", None)
+    hierarchy, last = run.cycle.hierarchy, run.iterations[-1]
+    return Solution(
+        state=state,
+        params=params(state) if callable(params) else state,
+        num_steps=hierarchy[0].size,
+        converged=verdict.converged,
+        reason=verdict.sentence,
+        iterations=last.number,
+        residuals=np.array([each.residual for each in run.iterations]),
+        relaxed_residuals=np.array([each.relaxed_residual for each in run.iterations[1:]]),
+        relative_residuals=np.array([each.relative_residual for each in run.iterations]),
+        hierarchy=hierarchy,
+        depth=run.cycle.cost.depth,
+        work=run.cycle.cost.work,
+        exact_steps=last.exact_steps,
+    )
