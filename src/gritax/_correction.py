@@ -23,7 +23,7 @@ def restrict(evolution: Evolution, level: Level, c: Points, e: Points) -> tuple[
     def coarse(u, start):
         return evolution.advance(u, evolution.clock(start), start, level.stride)[0]
 
-    predicted = jax.vmap(coarse)(jax.tree.map(lambda x: x[:-1], c), starts)
+    predicted = jax.vmap(coarse)(jax.tree.map(lambda x: x[: level.size], c), starts)
     return jax.tree.map(jnp.subtract, e, predicted), jax.tree.map(lambda x: x[:: level.factor], c)
 
 

@@ -4,11 +4,13 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
 
-from ._correction import restrict
+from ._correction import keep_exact, restrict
 from ._evolution import Evolution, cost
 from ._hierarchy import Hierarchy, Level, Multigrid
-from ._relaxation import Points, arrived, fill, march, relax
+from ._relaxation import Points, all_points, arrived, march, relax, relax_coarse
 
 
 @dataclass
@@ -36,9 +38,11 @@ class Cycle:
     def __post_init__(self):
         self.cost = Cost(self.evolution.phi)
 
-    def relax(self, level: Level, c: Points, e: Points, g: Points | None, sweeps: int):
-        self.cost.add(level, sweeps * level.factor, level.num_intervals + (level.index == 0 and level.tail > 0))
-        return relax(self.evolution, level, c, e, g, jnp.int32(sweeps), self.method.c_relaxation_weight)
+    def relax(self, c: Points, e: Points, sweeps: int):
+        """`sweeps` times {C-relaxation, sweep} on the finest level: C-points, arrivals, final state."""
+        finest = self.hierarchy[0]
+        self.cost.add(finest, sweeps * finest.factor, finest.num_intervals + (finest.tail > 0))
+        return relax(self.evolution, finest, c, e, np.int32(sweeps), self.method.c_relaxation_weight)
 
     def correct(self, level: Level, c: Points, e: Points, cycle: str) -> Points:
         """The C-points of `level` from the level below it."""
@@ -51,33 +55,37 @@ class Cycle:
         """All points of a coarse level, improved from its C-points `c` for the right-hand side `g`."""
         if level is self.hierarchy[-1]:
             return self.march(c, g)
-        c, e, _ = self.relax(level, c, arrived(c), g, level.sweeps + 1)
+        c, e, _ = self.sweep(level, c, g, level.sweeps + 1, level.factor)
         c = self.correct(level, c, e, cycle)
         return self.fill(level, c, g) if cycle == "V" else self.solve(level, c, g, "V")
 
-    def ascend(self, u0: Points, cycle: str) -> Points:
+    def ascend(self, u0: PyTree[Array], cycle: str) -> Points:
         """The C-points of level 0 by the way up alone: solve the coarsest level for its own propagator, fill the others."""
         finest, *middle = self.hierarchy.levels
+        c = jax.tree.map(lambda x: jnp.stack([x, x]), u0)
         if not middle:
-            c = jax.tree.map(lambda x: jnp.stack([x, x]), u0)
-            _, e, _ = self.relax(finest, c, arrived(c), None, 1)
-            return jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y]), c, e)
+            return keep_exact(c, self.relax(c, arrived(c), 1)[1], np.int32(1))
         coarsest = middle.pop()
-        c = self.march(jax.tree.map(lambda x: x[None], u0), _zeros(u0, coarsest.size))
+        c = self.march(c, _zeros(u0, coarsest.size))
         for level in reversed(middle):
             g = _zeros(u0, level.size)
             c = self.fill(level, c, g) if cycle == "V" else self.solve(level, c, g, "V")
         return c
 
     def fill(self, level: Level, c: Points, g: Points) -> Points:
-        self.cost.add(level, level.factor - 1, level.num_intervals + (level.tail > 0))
-        return fill(self.evolution, level, c, g)
+        c, _, reached = self.sweep(level, c, g, 1, level.factor - 1)
+        return all_points(level, c, reached)
+
+    def sweep(self, level: Level, c: Points, g: Points, sweeps: int, steps: int) -> tuple[Points, Points, Points]:
+        self.cost.add(level, sweeps * steps, level.num_intervals + (level.tail > 0))
+        weight = self.method.c_relaxation_weight
+        return relax_coarse(self.evolution, level, c, g, np.int32(sweeps), np.int32(steps), weight)
 
     def march(self, c: Points, g: Points) -> Points:
         coarsest = self.hierarchy[-1]
         self.cost.add(coarsest, coarsest.size, 1)
-        return march(self.evolution, coarsest, jax.tree.map(lambda x: x[0], c), g)
+        return march(self.evolution, coarsest, c, g)
 
 
-def _zeros(u0: Points, size: int) -> Points:
+def _zeros(u0: PyTree[Array], size: int) -> Points:
     return jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), u0)

@@ -1,6 +1,7 @@
 """Initial guesses at the C-points of the finest level."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -27,14 +28,16 @@ def require_known_guess(initial_guess: InitialGuess, state: PyTree) -> None:
 
 def first_guess(cycle: Cycle, u0: PyTree[Array], initial_guess: InitialGuess) -> Points:
     """C-points `0, m, 2 m, …` of level 0; point 0 is the initial state."""
-    finest = cycle.hierarchy[0]
-    num = finest.num_intervals
     if initial_guess == "nested":
         return cycle.ascend(u0, "V")
-    if callable(initial_guess):
-        steps = jnp.arange(1, num + 1, dtype=jnp.int32) * finest.factor
-        rest = jax.vmap(lambda step: cycle.evolution.split(as_arrays(initial_guess(step)))[0])(steps)
-    else:
-        fill = jnp.zeros_like if initial_guess == "zeros" else jnp.asarray
-        rest = jax.tree.map(lambda x: jnp.broadcast_to(fill(x), (num, *x.shape)), u0)
+    if not callable(initial_guess):
+        return _uniform(u0, cycle.hierarchy[0], initial_guess == "zeros")
+    steps = jnp.arange(1, cycle.hierarchy[0].num_intervals + 1, dtype=jnp.int32) * cycle.hierarchy[0].factor
+    rest = jax.vmap(lambda step: cycle.evolution.split(as_arrays(initial_guess(step)))[0])(steps)
     return jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), u0, rest)
+
+
+@partial(jax.jit, static_argnames=("finest", "zeros"))
+def _uniform(u0, finest, zeros):
+    num_points = finest.num_intervals + 1
+    return jax.tree.map(lambda x: jnp.broadcast_to(jnp.zeros_like(x) if zeros else x, (num_points, *x.shape)).at[0].set(x), u0)

@@ -6,11 +6,11 @@ import time
 import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._clocks import tabulate
+from ._compilation import compile_ahead
 from ._convergence import ConvergenceError, Monitor, Norms, Verdict, coarsest_dtype, measure, require_tolerance, residual_norm
 from ._correction import keep_exact
 from ._cycle import Cycle
@@ -96,6 +96,7 @@ def solve(
     progress.begin(hierarchy)
     evolution, last_clock = tabulate(evolution, floating, clock, hierarchy[0])
     run = _Run(Cycle(evolution, hierarchy, method), monitor, progress, began)
+    compile_ahead(run.cycle, floating)
     final, verdict = run.to_the_end(first_guess(run.cycle, floating, initial_guess))
     solution = _solution(run, evolution.merge(final, last_clock), verdict)
     progress.end(solution)
@@ -125,7 +126,7 @@ class _Run:
         relaxed = math.nan
         while True:
             # One sweep gives the residual of this iterate, its final state, and the first arrivals of the next iteration.
-            c, e, final = self.cycle.relax(finest, c, arrived(c), None, 1)
+            c, e, final = self.cycle.relax(c, arrived(c), 1)
             norms = Norms(*np.asarray(measure(self.cycle.evolution, c, e, final, finest.factor)).tolist())
             verdict = self._report(norms, relaxed)
             if verdict is not None and verdict.diverged:
@@ -141,11 +142,11 @@ class _Run:
         if method.skip_first_down and len(self.iterations) == 1 and coarser:
             return cycle.ascend(jax.tree.map(lambda x: x[0], c), method.cycle), math.nan
         if finest.sweeps:
-            c, e, _ = cycle.relax(finest, c, e, None, finest.sweeps)
+            c, e, _ = cycle.relax(c, e, finest.sweeps)
         relaxed = residual_norm(c, e)
         self.front += 1 + (finest.sweeps if method.c_relaxation_weight == 1 else 0)
         corrected = cycle.correct(finest, c, e, method.cycle) if coarser else c
-        return keep_exact(corrected, e, jnp.int32(self.front)), relaxed
+        return keep_exact(corrected, e, np.int32(self.front)), relaxed
 
     def _report(self, norms: Norms, relaxed: Array | float) -> Verdict | None:
         finest = self.cycle.hierarchy[0]

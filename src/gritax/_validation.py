@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, PyTree
 
@@ -45,7 +46,7 @@ def _first_step(evolution, floating, clock):
 
 def require_finite(name: str, state: PyTree, cure: str) -> None:
     for path, leaf in tree_leaves_with_path(state):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.all(jnp.isfinite(leaf)):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.all(np.isfinite(np.asarray(leaf))):
             raise ValueError(f"{name} is not finite, leaf{_at(path)}. {cure}")
 
 

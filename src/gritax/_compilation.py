@@ -1,0 +1,48 @@
+"""Compilation ahead of the first iteration: all kernels of a solve at once, on all cores.
+
+Each level has its own stride and its own shapes, hence its own kernels, and XLA compiles one on little more than one
+core. A kernel that was lowered and compiled for the right shapes is found again when it is called.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ._convergence import measure, residual_norm
+from ._correction import keep_exact, restrict
+from ._cycle import Cycle
+from ._relaxation import all_points, arrived, march, relax, relax_coarse
+
+
+def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:
+    """Compiles what an iteration calls, for states like `u0`."""
+
+    def points(*shape):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype), u0)
+
+    evolution, weight, count = cycle.evolution, cycle.method.c_relaxation_weight, np.int32(1)
+    finest, *coarser = cycle.hierarchy.levels
+    c, e = points(finest.num_intervals + 1), points(finest.num_intervals)
+    kernels = [
+        (relax, (evolution, finest, c, e, count, weight)),
+        (measure, (evolution, c, e, u0, finest.factor)),
+        (residual_norm, (c, e)),
+        (arrived, (c,)),
+        (keep_exact, (c, e, count)),
+    ]
+    for level in coarser:
+        g, c = points(level.size), points(level.num_intervals + 1)
+        kernels.append((restrict, (evolution, level, points(level.size + 1), g)))
+        if level is cycle.hierarchy[-1]:
+            kernels.append((march, (evolution, level, c, g)))
+        else:
+            lanes = level.num_intervals + (level.tail > 0)
+            kernels.append((relax_coarse, (evolution, level, c, g, count, count, weight)))
+            kernels.append((all_points, (level, c, points(lanes, level.factor))))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done = [pool.submit(lambda kernel, args: kernel.lower(*args).compile(), *each) for each in kernels]
+    for each in done:
+        each.result()
