@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from ._convergence import measure, residual_norm
 from ._correction import keep_exact, restrict
-from ._cycle import Cycle
+from ._cycle import Cycle, from_nothing
 from ._relaxation import all_points, arrived, march, relax, relax_coarse
 
 
@@ -23,26 +23,26 @@ def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:
     def points(*shape):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype), u0)
 
-    evolution, weight, count = cycle.evolution, cycle.method.c_relaxation_weight, np.int32(1)
+    evolution, count = cycle.evolution, np.int32(1)
     finest, *coarser = cycle.hierarchy.levels
     c, e = points(finest.num_intervals + 1), points(finest.num_intervals)
     kernels = [
-        (relax, (evolution, finest, c, e, count, weight)),
-        (measure, (evolution, c, e, u0, finest.factor)),
+        (relax, (finest, evolution, c, e, count)),
+        (measure, (finest, evolution, c, e, u0)),
         (residual_norm, (c, e)),
         (arrived, (c,)),
+        (from_nothing, (cycle.hierarchy, u0)),
         (keep_exact, (c, e, count)),
     ]
     for level in coarser:
         g, c = points(level.size), points(level.num_intervals + 1)
-        kernels.append((restrict, (evolution, level, points(level.size + 1), g)))
+        kernels.append((restrict, (level, evolution, points(level.size + 1), g)))
         if level is cycle.hierarchy[-1]:
-            kernels.append((march, (evolution, level, c, g)))
+            kernels.append((march, (level, evolution, c, g)))
         else:
             lanes = level.num_intervals + (level.tail > 0)
-            kernels.append((relax_coarse, (evolution, level, c, g, count, count, weight)))
+            kernels.append((relax_coarse, (level, evolution, c, g, count, count)))
             kernels.append((all_points, (level, c, points(lanes, level.factor))))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = [pool.submit(lambda kernel, args: kernel.lower(*args).compile(), *each) for each in kernels]
-    for each in done:
-        each.result()
+        for compiled in [pool.submit(lambda kernel, args: kernel.lower(*args).compile(), *each) for each in kernels]:
+            compiled.result()

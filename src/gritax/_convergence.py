@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import partial
 from numbers import Real
 
 import jax
@@ -10,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._evolution import Evolution
-from ._hierarchy import Multigrid
+from ._hierarchy import Level, Multigrid
+from ._kernel import per_level
 from ._relaxation import Points, arrived
 
 
@@ -58,10 +58,10 @@ def residual_norm(c: Points, e: Points) -> Array:
     return _norm(jax.tree.map(jnp.subtract, e, arrived(c)))
 
 
-@partial(jax.jit, static_argnames="spacing")
-def measure(evolution: Evolution, c: Points, e: Points, final: PyTree[Array], spacing: int) -> Array:
+@per_level
+def measure(level: Level, evolution: Evolution, c: Points, e: Points, final: PyTree[Array]) -> Array:
     """The fields of `Norms` as one array: a single transfer to the host an iteration."""
-    starts = jnp.arange(1, len(jax.tree.leaves(e)[0]) + 1, dtype=jnp.int32) * spacing
+    starts = jnp.arange(1, level.num_intervals + 1, dtype=jnp.int32) * level.factor
 
     def params(u, start):
         return evolution.params(u, evolution.clock(start))

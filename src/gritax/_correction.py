@@ -1,18 +1,17 @@
 """The coarse problem of the full approximation scheme, and what comes back from it."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._evolution import Evolution
 from ._hierarchy import Level
+from ._kernel import per_level
 from ._relaxation import Points
 
 
-@partial(jax.jit, static_argnames="level")
-def restrict(evolution: Evolution, level: Level, c: Points, e: Points) -> tuple[Points, Points]:
+@per_level
+def restrict(level: Level, evolution: Evolution, c: Points, e: Points) -> tuple[Points, Points]:
     """Right-hand side of `level` from the C-points `c` and arrivals `e` of the next finer one, and its own C-points.
 
     `g[k] = v[k] - Phi_l(v[k-1]) + r[k]` with `v = c` and `r = e - c[1:]`, that is `g[k] = e[k] - Phi_l(c[k-1])`:

@@ -1,6 +1,7 @@
 """The multigrid cycle: V and F of any depth, on the C-points of each level."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -42,13 +43,13 @@ class Cycle:
         """`sweeps` times {C-relaxation, sweep} on the finest level: C-points, arrivals, final state."""
         finest = self.hierarchy[0]
         self.cost.add(finest, sweeps * finest.factor, finest.num_intervals + (finest.tail > 0))
-        return relax(self.evolution, finest, c, e, np.int32(sweeps), self.method.c_relaxation_weight)
+        return relax(finest, self.evolution, c, e, np.int32(sweeps))
 
     def correct(self, level: Level, c: Points, e: Points, cycle: str) -> Points:
         """The C-points of `level` from the level below it."""
         coarse = self.hierarchy[level.index + 1]
         self.cost.add(coarse, 1, coarse.size)
-        g, coarse_c = restrict(self.evolution, coarse, c, e)
+        g, coarse_c = restrict(coarse, self.evolution, c, e)
         return self.solve(coarse, coarse_c, g, cycle)
 
     def solve(self, level: Level, c: Points, g: Points, cycle: str) -> Points:
@@ -61,14 +62,12 @@ class Cycle:
 
     def ascend(self, u0: PyTree[Array], cycle: str) -> Points:
         """The C-points of level 0 by the way up alone: solve the coarsest level for its own propagator, fill the others."""
-        finest, *middle = self.hierarchy.levels
-        c = jax.tree.map(lambda x: jnp.stack([x, x]), u0)
-        if not middle:
+        c, right_hand_sides = from_nothing(self.hierarchy, u0)
+        if len(self.hierarchy) == 1:
             return keep_exact(c, self.relax(c, arrived(c), 1)[1], np.int32(1))
-        coarsest = middle.pop()
-        c = self.march(c, _zeros(u0, coarsest.size))
-        for level in reversed(middle):
-            g = _zeros(u0, level.size)
+        c = self.march(c, right_hand_sides[-1])
+        for level in reversed(self.hierarchy.levels[1:-1]):
+            g = right_hand_sides[level.index]
             c = self.fill(level, c, g) if cycle == "V" else self.solve(level, c, g, "V")
         return c
 
@@ -78,14 +77,19 @@ class Cycle:
 
     def sweep(self, level: Level, c: Points, g: Points, sweeps: int, steps: int) -> tuple[Points, Points, Points]:
         self.cost.add(level, sweeps * steps, level.num_intervals + (level.tail > 0))
-        weight = self.method.c_relaxation_weight
-        return relax_coarse(self.evolution, level, c, g, np.int32(sweeps), np.int32(steps), weight)
+        return relax_coarse(level, self.evolution, c, g, np.int32(sweeps), np.int32(steps))
 
     def march(self, c: Points, g: Points) -> Points:
         coarsest = self.hierarchy[-1]
         self.cost.add(coarsest, coarsest.size, 1)
-        return march(self.evolution, coarsest, c, g)
+        return march(coarsest, self.evolution, c, g)
 
 
-def _zeros(u0: PyTree[Array], size: int) -> Points:
-    return jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), u0)
+@partial(jax.jit, static_argnums=0)
+def from_nothing(hierarchy: Hierarchy, u0: PyTree[Array]) -> tuple[Points, list[Points]]:
+    """C-points of the coarsest level, all of them the first state, and right-hand sides of zero for every coarse level."""
+    c = jax.tree.map(lambda x: jnp.stack([x, x]), u0)
+    return c, [
+        jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), u0) if index else None
+        for index, size in enumerate(hierarchy.sizes)
+    ]

@@ -69,8 +69,8 @@ class Evolution:
     def __init__(self, phi: Phi, state: PyTree):
         arrays, static = eqx.partition(phi, _is_data)
         _, constant = eqx.partition(state, eqx.is_array)
-        self._children = (arrays, None)
         self._aux = (_Static(static, "phi"), _Static(constant, "state"), 1)
+        self._children = (arrays, jax.tree.map(lambda x: x[None], self.split(state)[1]))
 
     def tree_flatten(self):
         return self._children, self._aux

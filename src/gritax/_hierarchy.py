@@ -10,14 +10,15 @@ class Level:
     """Level `index` has the points `0, …, size`; one of its steps stands for `stride` training steps.
 
     Every `factor`-th point is a C-point; the others, the trailing ones among them, are F-points. `sweeps` FC sweeps
-    precede the last F-relaxation. The coarsest level is one interval, `factor == size`: it is solved step by step.
+    precede the last F-relaxation, with the weight `weight` in their C-relaxations. The coarsest level is one interval, `factor == size`: it is solved step by step.
     """
 
     index: int
     size: int
     stride: int
     factor: int
-    sweeps: int
+    sweeps: int = 0
+    weight: float = 1.0
 
     @property
     def num_intervals(self) -> int:
@@ -105,9 +106,9 @@ class Multigrid:
         levels, size, stride = [], int(num_steps), 1
         for index, factor in enumerate(factors):
             sweeps = self.relaxation[index] if isinstance(self.relaxation, tuple) else self.relaxation
-            levels.append(Level(index, size, stride, factor, sweeps))
+            levels.append(Level(index, size, stride, factor, int(sweeps), float(self.c_relaxation_weight)))
             size, stride = size // factor, stride * factor
-        levels.append(Level(len(factors), size, stride, size, 0))
+        levels.append(Level(len(factors), size, stride, size))
         return Hierarchy(tuple(levels))
 
     def _factors(self, size: int) -> list[int]:

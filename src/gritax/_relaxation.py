@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 
 from ._evolution import Evolution
 from ._hierarchy import Level
+from ._kernel import per_level
 
 
 Points = PyTree[Array]
@@ -25,8 +26,8 @@ def arrived(c: Points) -> Points:
     return jax.tree.map(lambda x: x[1:], c)
 
 
-@partial(jax.jit, static_argnames=("level", "weight"))
-def relax(evolution: Evolution, level: Level, c: Points, e: Points, sweeps: Array, weight: float):
+@per_level
+def relax(level: Level, evolution: Evolution, c: Points, e: Points, sweeps: Array):
     """On the finest level, `sweeps` times {C-relaxation with the last arrivals, sweep}: `c`, `e` and the final state.
 
     To begin with an F-relaxation, pass `e = arrived(c)`: the C-relaxation then changes nothing. F-points are not kept, and those
@@ -38,7 +39,7 @@ def relax(evolution: Evolution, level: Level, c: Points, e: Points, sweeps: Arra
     def sweep(c):
         def step(j, carry):
             (u, clock), final = carry
-            u, clock = _apply(evolution, level, u, clock, starts + j)
+            u, clock = _apply(level, evolution, u, clock, starts + j)
             if level.tail:
                 final = jax.tree.map(lambda f, x: jnp.where(j == level.tail - 1, x[-1], f), final, u)
             return (u, clock), final
@@ -49,15 +50,15 @@ def relax(evolution: Evolution, level: Level, c: Points, e: Points, sweeps: Arra
         return jax.tree.map(lambda x: x[: level.num_intervals], u), final
 
     def cycle(_, carry):
-        c = _c_relax(carry[0], carry[1], weight)
+        c = _c_relax(carry[0], carry[1], level.weight)
         return c, *sweep(c)
 
     return jax.lax.fori_loop(jnp.int32(0), sweeps, cycle, (c, e, jax.tree.map(lambda x: x[-1], c)))
 
 
-@partial(jax.jit, static_argnames=("level", "weight"))
+@per_level
 def relax_coarse(
-    evolution: Evolution, level: Level, c: Points, g: Points, sweeps: Array, steps: Array, weight: float
+    level: Level, evolution: Evolution, c: Points, g: Points, sweeps: Array, steps: Array
 ) -> tuple[Points, Points, Points]:
     """On a coarse level, a sweep and then `sweeps - 1` times {C-relaxation, sweep}: `c`, the arrivals, and all that was reached.
 
@@ -70,7 +71,7 @@ def relax_coarse(
     def sweep(c, reached):
         def step(j, carry):
             u, clock, reached = carry
-            u, clock = _apply(evolution, level, u, clock, starts + j * level.stride)
+            u, clock = _apply(level, evolution, u, clock, starts + j * level.stride)
             u = jax.tree.map(lambda x, y: x + jax.lax.dynamic_index_in_dim(y, j, 1, keepdims=False), u, g)
             return u, clock, jax.tree.map(lambda r, x: jax.lax.dynamic_update_index_in_dim(r, x, j, 1), reached, u)
 
@@ -79,7 +80,7 @@ def relax_coarse(
 
     def cycle(_, carry):
         c, reached = carry
-        c = _c_relax(c, arrivals(reached), weight)
+        c = _c_relax(c, arrivals(reached), level.weight)
         return c, sweep(c, reached)
 
     def arrivals(reached):
@@ -94,7 +95,7 @@ def _starts(level, lanes):
     return jnp.arange(lanes, dtype=jnp.int32) * (level.factor * level.stride)
 
 
-def _apply(evolution, level, u, clock, starts):
+def _apply(level, evolution, u, clock, starts):
     # Lanes past the end of the level repeat its last step; what they compute is not used.
     starts = jnp.minimum(starts, (level.size - 1) * level.stride)
     return jax.vmap(lambda u, clock, start: evolution.advance(u, clock, start, level.stride))(u, clock, starts)
@@ -113,7 +114,7 @@ def _by_interval(level, lanes, x):
     return jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)).reshape(lanes, level.factor, *x.shape[1:])
 
 
-@partial(jax.jit, static_argnames="level")
+@per_level
 def all_points(level: Level, c: Points, reached: Points) -> Points:
     """The points `0, …, size` of a coarse level from its C-points and the F-points in `reached`."""
 
@@ -124,8 +125,8 @@ def all_points(level: Level, c: Points, reached: Points) -> Points:
     return jax.tree.map(interleave, c, reached)
 
 
-@partial(jax.jit, static_argnames="level")
-def march(evolution: Evolution, level: Level, c: Points, g: Points) -> Points:
+@per_level
+def march(level: Level, evolution: Evolution, c: Points, g: Points) -> Points:
     """All points of the coarsest level, one after the other from its first."""
 
     def step(carry, inputs):

@@ -127,7 +127,7 @@ class _Run:
         while True:
             # One sweep gives the residual of this iterate, its final state, and the first arrivals of the next iteration.
             c, e, final = self.cycle.relax(c, arrived(c), 1)
-            norms = Norms(*np.asarray(measure(self.cycle.evolution, c, e, final, finest.factor)).tolist())
+            norms = Norms(*np.asarray(measure(finest, self.cycle.evolution, c, e, final)).tolist())
             verdict = self._report(norms, relaxed)
             if verdict is not None and verdict.diverged:
                 verdict = verdict.because(diagnose(self.cycle.evolution, self.cycle.hierarchy, c))

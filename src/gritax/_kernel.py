@@ -1,0 +1,46 @@
+"""Compiled kernels, one for each level: every level has its own stride and shapes."""
+
+from collections.abc import Callable
+from functools import cache, update_wrapper
+
+import jax
+
+from ._hierarchy import Level
+
+
+# A kernel on so few numbers costs more to compile than to run: XLA's older code generator takes half the time, and its code
+# runs up to twice as long. Never on the finest level, whose arithmetic is that of the serial twin.
+_SMALL = 2**18
+_QUICK = {"xla_cpu_use_fusion_emitters": False}
+
+
+@cache
+def _quick_options() -> dict | None:
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda: 0, compiler_options=_QUICK).lower().compile()
+    except jax.errors.JaxRuntimeError:  # an XLA without that option
+        return None
+    return _QUICK
+
+
+class per_level:
+    """`jax.jit` of `function(level, *arrays)`, where the level is static."""
+
+    def __init__(self, function: Callable):
+        self._full = self._quick = jax.jit(function, static_argnums=0)
+        update_wrapper(self, function)
+
+    def _for(self, level: Level, arrays):
+        if level.index == 0 or _quick_options() is None or sum(x.size for x in jax.tree.leaves(arrays)) > _SMALL:
+            return self._full
+        if self._quick is self._full:
+            self._quick = jax.jit(self.__wrapped__, static_argnums=0, compiler_options=_QUICK)
+        return self._quick
+
+    def __call__(self, level: Level, *arrays):
+        return self._for(level, arrays)(level, *arrays)
+
+    def lower(self, level: Level, *arrays) -> jax.stages.Lowered:
+        return self._for(level, arrays).lower(level, *arrays)

@@ -1,0 +1,15 @@
+"""What every coarse propagator provides."""
+
+from typing import Any, Protocol
+
+from jaxtyping import Array, PyTree
+
+
+class CoarseStep(Protocol):
+    """Advances a training step's state from `start` by `stride` steps, approximately, and says what that costs."""
+
+    def __call__(self, step: Any, state: PyTree, start: Array, stride: int) -> PyTree: ...
+
+    def depth(self, stride: int) -> int: ...
+
+    def work(self, stride: int) -> int: ...

@@ -1,0 +1,62 @@
+"""The three-layer XOR problem of Schroder (2017), Appendix A."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ..coarse import CoarseStep
+from ..training import TrainStep
+from ._problem import Problem
+
+
+def xor(
+    alpha: float = 1.0, seed: int = 1, *, serialized: bool = False, coarse: CoarseStep | None = None, dtype=None
+) -> Problem:
+    r"""Gradient descent on $\frac12 \sum (y - \sigma(\sigma(x W_0) W_1))^2$: 3-4-1 nodes, no biases, 16 weights.
+
+    **Arguments**
+
+    - `alpha`: the learning rate, more than 0.
+    - `seed`: of the initial weights, uniform in [-1, 1) as in the paper's appendix, where it is 1.
+    - `serialized`: step `i` trains on example `i mod 4` only; otherwise on all four.
+    - `coarse`: the coarse propagator; `None` for TrainStep's own.
+    - `dtype`: of weights and data; `None` for JAX's default.
+
+    >>> import gritax
+    >>> problem = gritax.problems.xor()
+    >>> problem.state.params["w0"].shape, problem.state.params["w1"].shape
+    ((3, 4), (4, 1))
+    """
+    if not alpha > 0:
+        raise ValueError(f"alpha, the learning rate, must be positive, not {alpha!r}.")
+    random = np.random.RandomState(seed)
+    params = {"w0": 2 * random.random_sample((3, 4)) - 1, "w1": 2 * random.random_sample((4, 1)) - 1}
+    dtype = jnp.zeros(0, dtype).dtype
+    params = {name: jnp.asarray(weights, dtype) for name, weights in params.items()}
+    inputs = jnp.array([[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]], dtype)
+    targets = jnp.array([[0], [1], [1], [0]], dtype)
+
+    def batch(step):
+        if not serialized:
+            return inputs, targets
+        example = step % 4
+        return inputs[example][None], targets[example][None]
+
+    step = TrainStep(_loss, optax.sgd(alpha), batch, coarse)
+    return Problem(
+        name="xor",
+        step=step,
+        state=step.init(params),
+        loss=lambda params: float(_loss(params, (inputs, targets))),
+        accuracy=lambda params: float(jnp.mean((_network(params, inputs) > 0.5) == (targets > 0.5))),
+    )
+
+
+def _network(params, x):
+    return jax.nn.sigmoid(jax.nn.sigmoid(x @ params["w0"]) @ params["w1"])
+
+
+def _loss(params, batch):
+    x, y = batch
+    return 0.5 * jnp.sum((y - _network(params, x)) ** 2)

@@ -1,0 +1,3 @@
+"""Training loops as evolutions."""
+
+from ._train_step import TrainState as TrainState, TrainStep as TrainStep
