@@ -1,5 +1,7 @@
 """gritax: neural-network training in parallel over its own training steps."""
 
+import logging as _logging
+
 from . import experiments as experiments, problems as problems
 from ._check import check as check
 from ._convergence import ConvergenceError as ConvergenceError
@@ -9,3 +11,6 @@ from ._solution import Iteration as Iteration, Solution as Solution
 from ._solve import Progress as Progress, solve as solve
 from .coarse import RescaledRate as RescaledRate
 from .training import TrainStep as TrainStep
+
+
+_logging.getLogger("gritax").addHandler(_logging.NullHandler())

@@ -1,1 +1,141 @@
-def check(): ...
+"""A self-test of the user's callbacks before a long solve."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import tree_leaves_with_path
+from jaxtyping import Array, PyTree
+
+from ._clocks import tabulate
+from ._convergence import norm
+from ._evolution import Evolution, Phi
+from ._hierarchy import Level, require_whole
+from ._validation import at_leaf, require_same_structure, validated
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """How far one coarse step of `stride` is from the steps it stands for.
+
+    `defect` is `||phi(u, i, stride) - (phi(., ., 1))^stride(u)||` divided by the distance that those steps travel, the largest over
+    the starts tried: 0 is exact, 1 is no better than standing still.
+    """
+
+    stride: int
+    defect: float
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check` found; prints as a table. `ok` is whether coarse steps approach the fine ones as the stride shrinks."""
+
+    consistency: tuple[Consistency, ...]
+    advice: str
+
+    @property
+    def ok(self) -> bool:
+        return not self.advice
+
+    def __str__(self) -> str:
+        lines = ["phi keeps the state's structure, is finite, deterministic and pure in its start"]
+        lines += ["stride  defect of one coarse step"] if self.consistency else []
+        lines += [f"{each.stride:6d}  {each.defect:.3g}" for each in self.consistency]
+        return "\n".join([*lines, self.advice or "coarse steps approach the training steps as the stride shrinks"])
+
+
+def check(phi: Phi, state: PyTree, num_steps: int, *, strides: tuple[int, ...] = (2, 4, 8, 16)) -> CheckReport:
+    """Tries `phi` on what a solve asks of it: a state of the same structure, finite, from the same values every time.
+
+    **Arguments**
+
+    - `phi`, `state`, `num_steps`: as for `gritax.solve`.
+    - `strides`: the strides at which coarse steps are compared with the steps they stand for; those above `num_steps` are left out.
+
+    **Returns** a `CheckReport` with the defect of the coarse steps by stride.
+
+    Raises `ValueError`, naming what is wrong, for a phi that changes the structure of the state, that is not finite on its first
+    steps, that gives another result when it is traced again (hidden state, unkeyed randomness), or whose result depends on
+    anything but its arguments (a counter of its own instead of `start`).
+
+    >>> import gritax
+    >>> print(gritax.check(lambda u, start, stride: u / (1 + 0.01 * stride), 1.0, 1000))
+    phi keeps the state's structure, is finite, deterministic and pure in its start
+    stride  defect of one coarse step
+         2  0.005
+         4  0.0149
+         8  0.0344
+        16  0.0724
+    coarse steps approach the training steps as the stride shrinks
+    """
+    evolution, floating, clock = validated(phi, state, num_steps)
+    whole = evolution.merge(floating, clock)
+    for stride in strides:
+        require_whole("strides", stride, 2)
+    strides = tuple(sorted({int(stride) for stride in strides if stride <= num_steps}))
+    require_same_structure(phi, whole, strides)
+    for stride in (1, *strides):
+        _require_repeatable(evolution, floating, clock, stride, num_steps)
+    span = max(strides, default=1)
+    evolution, _ = tabulate(evolution, floating, clock, Level(0, num_steps, 1, 1))
+    starts = sorted({0, (num_steps - span) // 2, num_steps - span})
+    starts = jnp.asarray(starts, jnp.int32)
+    found = tuple(Consistency(each, float(jnp.max(_defects(evolution, floating, starts, each)))) for each in strides)
+    for each in found:
+        if not np.isfinite(each.defect):
+            raise ValueError(f"phi(state, start, {each.stride}) is not finite: lower the coarse step's rate at that stride.")
+    return CheckReport(found, _advice(found))
+
+
+def _advice(found: tuple[Consistency, ...]) -> str:
+    if not found:
+        return ""
+    smallest, largest = found[0], found[-1]
+    if smallest.defect >= 1:
+        return (
+            f"a coarse step of stride {smallest.stride} is {smallest.defect:.3g} times as wrong as standing still: look at its "
+            "data and its rate"
+        )
+    if len(found) > 1 and smallest.defect > 1.5 * largest.defect:
+        return f"coarse steps get worse as the stride shrinks ({smallest.defect:.3g} at stride {smallest.stride})"
+    return ""
+
+
+def _require_repeatable(evolution: Evolution, floating, clock, stride: int, num_steps: int) -> None:
+    """Two traces of their own, visited in another order, must give the same values."""
+    starts = sorted({0, (num_steps // 2) // stride * stride, max(num_steps - stride, 0) // stride * stride})
+
+    def visit(order):
+        run = jax.jit(lambda u, clock, start: evolution.advance(u, clock, start, 1 if stride == 1 else stride)[0])
+        return {start: run(floating, clock, jnp.int32(start)) for start in order}
+
+    first, again = visit(starts), visit(reversed(starts))
+    for start in starts:
+        for (path, x), y in zip(tree_leaves_with_path(first[start]), jax.tree.leaves(again[start]), strict=True):
+            if not np.array_equal(np.asarray(x), np.asarray(y), equal_nan=True):
+                raise ValueError(
+                    f"phi(state, {start}, {stride}) gave two results for the same arguments{at_leaf(path)}. phi must be a pure "
+                    "function: take randomness from a key folded with `start`, and data from `start`, never from a counter "
+                    "or a generator of its own."
+                )
+
+
+@partial(jax.jit, static_argnames="stride")
+def _defects(evolution: Evolution, floating: PyTree[Array], starts: Array, stride: int) -> Array:
+    """Defect of one coarse step from the initial state, placed at each of the starts."""
+
+    def fine(carry, start):
+        return evolution.advance(*carry, start, 1), None
+
+    def at(start):
+        clock = evolution.clock(start)
+        steps = start + jnp.arange(stride, dtype=jnp.int32)
+        wanted = evolution.params(*jax.lax.scan(fine, (floating, clock), steps)[0])
+        given = evolution.params(*evolution.advance(floating, clock, start, stride))
+        travelled = norm(jax.tree.map(jnp.subtract, wanted, evolution.params(floating, clock)))
+        error = norm(jax.tree.map(jnp.subtract, given, wanted))
+        return jnp.where(error == 0, error, error / travelled)
+
+    return jax.vmap(at)(starts)

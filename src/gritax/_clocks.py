@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree
 
 from ._evolution import Evolution
 from ._hierarchy import Level
+from ._validation import leaf_name
 
 
 _BATCH = 65_536
@@ -42,7 +43,7 @@ def _refuse_dependent(evolution, floating, clock):
         _, used = dce_jaxpr(jaxpr, [i == index for i in range(len(jaxpr.outvars))])
         if any(used[:num_floating]):
             raise ValueError(
-                f"state: leaf {jax.tree_util.keystr(path) or '(the state itself)'} is not floating point, but phi computes it "
+                f"state: {leaf_name(path)} is not floating point, but phi computes it "
                 "from floating leaves. Such a leaf must depend on the step alone (a counter, a random key): make it "
                 "floating point, or keep it out of the state."
             )

@@ -18,6 +18,7 @@ DEFAULT_TOLERANCE = 1e-6  # on relative residuals, when the caller names none
 
 # Rounding in a sweep leaves a residual of about eps times the norm of the states: observed between a tenth and ten times that.
 _FLOOR_MARGIN = 10.0
+_NEAR_FLOOR = 30.0  # so close to that, a residual that has not halved in _PATIENCE iterations will not fall further
 # Residuals may rise a thousandfold after a bad first guess and still fall; beyond this they have not been seen to.
 _DIVERGED = 1e4
 _PATIENCE = 3
@@ -41,7 +42,7 @@ class Norms:
     relative_scale: float
 
 
-def _norm(tree: PyTree[Array]) -> Array:
+def norm(tree: PyTree[Array]) -> Array:
     """2-norm over all leaves, in float32 at least."""
     total = jnp.zeros((), jnp.float32)
     for leaf in jax.tree.leaves(tree):
@@ -55,7 +56,7 @@ def _norm(tree: PyTree[Array]) -> Array:
 @jax.jit
 def residual_norm(c: Points, e: Points) -> Array:
     """2-norm over the C-points of `Phi(u[c-1]) - u[c]`, all floating leaves."""
-    return _norm(jax.tree.map(jnp.subtract, e, arrived(c)))
+    return norm(jax.tree.map(jnp.subtract, e, arrived(c)))
 
 
 @per_level
@@ -72,10 +73,10 @@ def measure(level: Level, evolution: Evolution, c: Points, e: Points, final: PyT
     wanted = jax.vmap(params)(e, starts)
     given = jax.vmap(params)(arrived(c), starts)
     first = params(jax.tree.map(lambda x: x[0], c), jnp.int32(0))
-    travelled = _norm(difference(params(final, starts[-1]), first))
-    largest = jnp.max(jax.vmap(_norm)(difference(wanted, given)))
-    size = jnp.max(jax.vmap(_norm)(wanted))
-    residual, scale = residual_norm(c, e), _norm(e)
+    travelled = norm(difference(params(final, starts[-1]), first))
+    largest = jnp.max(jax.vmap(norm)(difference(wanted, given)))
+    size = jnp.max(jax.vmap(norm)(wanted))
+    residual, scale = residual_norm(c, e), norm(e)
     # No distance travelled: a residual of zero is zero, any other is infinitely large.
     relative = jnp.where(largest == 0, largest, largest / travelled)
     return jnp.stack(jnp.broadcast_arrays(residual, relative, scale, size / travelled))
@@ -155,8 +156,10 @@ class Monitor:
         best = min((r for r in self.history if math.isfinite(r)), default=math.inf)
         if not math.isfinite(residual) or residual > _DIVERGED * max(best, floor):
             grew = "is not finite" if not math.isfinite(residual) else f"grew to {residual:.3g}"
-            return Verdict(False, f"diverged at iteration {iteration}: the {name} {grew} (best so far {best:.3g})", True)
-        if self._stagnates(_FLOOR_MARGIN * floor):
+            when = f"diverged at iteration {iteration}" if iteration else "diverged in the initial guess"
+            so_far = f" (best so far {best:.3g})" if best < math.inf else ""
+            return Verdict(False, f"{when}: the {name} {grew}{so_far}", True)
+        if self._stagnates(_NEAR_FLOOR * floor):
             at_floor = f"{name} {best:.3g} after {iteration} iterations is the rounding floor of {self.dtype}"
             if self.tolerance is None:
                 return Verdict(True, f"converged as far as the precision goes: {at_floor} (aim {tolerance:.3g})")
@@ -167,7 +170,7 @@ class Monitor:
 
     def _stagnates(self, reach: float) -> bool:
         past, recent = self.history[:-_PATIENCE], self.history[-_PATIENCE:]
-        return bool(past) and min(recent) <= reach and min(recent) > 0.7 * min(past)
+        return bool(past) and min(recent) <= reach and min(recent) > 0.5 * min(past)
 
     def _too_slow(self, iteration: int, residual: float, tolerance: float, name: str) -> str:
         sentence = f"not converged: {name} {residual:.3g} after {iteration} iterations, tolerance {tolerance:.3g}"

@@ -1,6 +1,6 @@
 """The evolution that a solve runs: phi, and its state split into what is solved for and what follows the step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import equinox as eqx
@@ -34,7 +34,7 @@ class _Static:
 
     def __init__(self, tree: PyTree, name: str):
         leaves, self.structure = jax.tree.flatten(tree)
-        self.leaves = tuple(leaves)
+        self.leaves = tuple(None if _is_data(leaf) else leaf for leaf in leaves)
         try:
             self._hash = hash((self.leaves, self.structure))
         except TypeError as error:
@@ -43,8 +43,10 @@ class _Static:
                 "or close over it in a function."
             ) from error
 
-    def tree(self) -> PyTree:
-        return jax.tree.unflatten(self.structure, self.leaves)
+    def with_data(self, data: Iterable[Array]) -> PyTree:
+        """The pytree with `data` in place of its arrays, in their order."""
+        data = iter(data)
+        return jax.tree.unflatten(self.structure, [next(data) if leaf is None else leaf for leaf in self.leaves])
 
     def __hash__(self):
         return self._hash
@@ -67,10 +69,9 @@ class Evolution:
     """
 
     def __init__(self, phi: Phi, state: PyTree):
-        arrays, static = eqx.partition(phi, _is_data)
-        _, constant = eqx.partition(state, eqx.is_array)
-        self._aux = (_Static(static, "phi"), _Static(constant, "state"), 1)
-        self._children = (arrays, jax.tree.map(lambda x: x[None], self.split(state)[1]))
+        data = tuple(leaf for leaf in jax.tree.leaves(phi) if _is_data(leaf))
+        self._aux = (_Static(phi, "phi"), _Static(state, "state"), 1)
+        self._children = (data, jax.tree.map(lambda x: x[None], self.split(state)[1]))
 
     def tree_flatten(self):
         return self._children, self._aux
@@ -83,7 +84,7 @@ class Evolution:
 
     @property
     def phi(self) -> Phi:
-        return eqx.combine(self._children[0], self._aux[0].tree())
+        return self._aux[0].with_data(self._children[0])
 
     def with_clocks(self, table: PyTree[Array], spacing: int) -> "Evolution":
         return self.tree_unflatten((*self._aux[:2], spacing), (self._children[0], table))
@@ -93,7 +94,8 @@ class Evolution:
         return eqx.partition(eqx.filter(state, eqx.is_array), eqx.is_inexact_array)
 
     def merge(self, floating: PyTree[Array], clock: PyTree[Array]) -> PyTree:
-        return eqx.combine(floating, clock, self._aux[1].tree())
+        evolving = eqx.combine(floating, clock)
+        return self._aux[1].with_data(jax.tree.leaves(evolving))
 
     def clock(self, start: Array) -> PyTree[Array]:
         """The clocks at step `start`, a multiple of the table's spacing."""

@@ -1,5 +1,6 @@
 """What `solve` asks of the user's phi before it runs it for long: one trace for each stride, and one step."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -26,7 +27,8 @@ def validated(phi: Phi, state: PyTree, num_steps: int) -> tuple[Evolution, PyTre
     """(evolution, floating leaves, clocks) of `state`, once the training step is known to work on it."""
     require_whole("num_steps", num_steps, 1)
     if not callable(phi):
-        raise ValueError(f"phi must be callable as phi(state, start, stride), not a {type(phi).__name__}.")
+        raise ValueError(f"phi must be callable as phi(state, start, stride); {phi!r} is not callable.")
+    _require_three_arguments(phi)
     state = as_arrays(state)
     evolution = Evolution(phi, state)
     floating, clock = evolution.split(state)
@@ -39,6 +41,17 @@ def validated(phi: Phi, state: PyTree, num_steps: int) -> tuple[Evolution, PyTre
     return evolution, floating, clock
 
 
+def _require_three_arguments(phi: Phi) -> None:
+    try:
+        signature = inspect.signature(phi)
+    except ValueError:  # built-in callables have none
+        return
+    try:
+        signature.bind(None, None, 1)
+    except TypeError:
+        raise ValueError(f"phi must take three arguments, phi(state, start, stride); it is phi{signature}.") from None
+
+
 @jax.jit
 def _first_step(evolution, floating, clock):
     return evolution.advance(floating, clock, jnp.int32(0), 1)
@@ -47,7 +60,7 @@ def _first_step(evolution, floating, clock):
 def require_finite(name: str, state: PyTree, cure: str) -> None:
     for path, leaf in tree_leaves_with_path(state):
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.all(np.isfinite(np.asarray(leaf))):
-            raise ValueError(f"{name} is not finite, leaf{_at(path)}. {cure}")
+            raise ValueError(f"{name} is not finite{at_leaf(path)}. {cure}")
 
 
 def require_same_structure(phi: Phi, state: PyTree, strides: Iterable[int]) -> None:
@@ -88,11 +101,11 @@ def _compare(name: str, out: PyTree, state: PyTree) -> None:
     for path in [*wanted, *given]:
         if path not in given or path not in wanted:
             change = "lacks" if path in wanted else "adds"
-            raise ValueError(f"{name} {change} the leaf{_at(path)}: it must return a state of the same structure.")
+            raise ValueError(f"{name} {change} {leaf_name(path)}: it must return a state of the same structure.")
         leaf, like = given[path], wanted[path]
         if isinstance(like, jax.Array) and (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
             raise ValueError(
-                f"{name} changes the leaf{_at(path)} from {_describe(like)} to {_describe(leaf)}: shape and dtype must stay."
+                f"{name} changes {leaf_name(path)} from {_describe(like)} to {_describe(leaf)}: shape and dtype must stay."
             )
     if jax.tree.structure(out) != jax.tree.structure(state):
         raise ValueError(
@@ -104,5 +117,9 @@ def _describe(leaf) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else type(leaf).__name__
 
 
-def _at(path) -> str:
-    return f" {keystr(path)}" if path else " that is the state itself"
+def leaf_name(path) -> str:
+    return f"leaf {keystr(path)}" if path else "the state"
+
+
+def at_leaf(path) -> str:
+    return f" at leaf {keystr(path)}" if path else ""

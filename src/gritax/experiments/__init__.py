@@ -1,5 +1,6 @@
 """The tables and figures of Schroder (2017), regenerated beside the published numbers."""
 
+from ._comparison import Comparison as Comparison, compare as compare
 from ._paper import (
     PaperTable as PaperTable,
     paper_figure as paper_figure,

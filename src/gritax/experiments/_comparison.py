@@ -1,0 +1,103 @@
+"""A solve beside the serial training that it replaces: the same weights, and did it pay?"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from .._convergence import norm
+from .._hierarchy import Multigrid
+from .._serial import solve_serial
+from .._solution import Solution
+from .._solve import Progress, solve
+from ..problems import Problem
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A solution and its serial twin.
+
+    - `distance`, `relative_distance`: 2-norm of the difference of the final weights, and the same divided by the distance that they
+      travelled.
+    - `loss`, `accuracy`: of the solution's weights, on all examples; `serial_loss`, of the serial ones.
+    - `seconds`, `serial_seconds`: wall-clock time of the whole calls, compiled before, the median of the runs that were made.
+    - `first_seconds`: of the first solve, with its compilation.
+    """
+
+    solution: Solution
+    distance: float
+    relative_distance: float
+    loss: float
+    serial_loss: float
+    accuracy: float
+    seconds: float
+    serial_seconds: float
+    first_seconds: float
+
+    @property
+    def sentence(self) -> str:
+        """Whether it paid on this machine, in one sentence."""
+        ratio, solution = self.serial_seconds / self.seconds, self.solution
+        if not solution.converged:
+            return "It did not converge, so there is nothing to gain: train serially, or change the method."
+        if ratio > 1:
+            return f"It paid on this machine: {_times(ratio)} times as fast as serial training."
+        sentence = f"It did not pay on this machine: serial training is {_times(1 / ratio)} times as fast"
+        if solution.potential_speedup <= 1:
+            return f"{sentence}, and with this method no number of devices would change that."
+        evaluations = solution.work / solution.num_steps
+        return (
+            f"{sentence}; with unlimited devices the solve could be {solution.potential_speedup:.1f} times faster than serial, but it makes "
+            f"{evaluations:.0f} times as many evaluations, and here they share {jax.device_count()} {jax.default_backend().upper()} "
+            f"device{'s' if jax.device_count() > 1 else ''}."
+        )
+
+
+def compare(problem: Problem, num_steps: int, method: Multigrid | None = None, *, progress: Progress | None = None, **options):
+    """Solves `problem` in parallel and serially and returns the `Comparison`; `options` as for `gritax.solve`.
+
+    The first solve is shown and checked, then both are timed. Never raises for want of convergence.
+
+    >>> import gritax
+    >>> comparison = gritax.experiments.compare(gritax.problems.xor(), 100)
+    >>> comparison.relative_distance < 1e-4
+    True
+    """
+    began = time.perf_counter()
+    solution = solve(problem.step, problem.state, num_steps, method, progress=progress, throw=False, **options)
+    first_seconds = time.perf_counter() - began
+    serial = problem.step.params(solve_serial(problem.step, problem.state, num_steps))
+    distance = _distance(solution.params, serial)
+    again = {**options, "tolerance": 0, "max_iterations": solution.iterations}
+    return Comparison(
+        solution=solution,
+        distance=distance,
+        relative_distance=distance / _distance(serial, problem.step.params(problem.state)),
+        loss=problem.loss(solution.params),
+        serial_loss=problem.loss(serial),
+        accuracy=problem.accuracy(solution.params),
+        seconds=_seconds(lambda: solve(problem.step, problem.state, num_steps, method, **again).state),
+        serial_seconds=_seconds(lambda: solve_serial(problem.step, problem.state, num_steps)),
+        first_seconds=first_seconds,
+    )
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
+
+
+def _distance(a, b) -> float:
+    return float(norm(jax.tree.map(jnp.subtract, a, b)))
+
+
+def _seconds(run: Callable, at_most: float = 2.0) -> float:
+    """Median of up to five runs, fewer once they have taken `at_most` seconds."""
+    taken: list[float] = []
+    while len(taken) < 5 and sum(taken) < at_most:
+        began = time.perf_counter()
+        jax.block_until_ready(run())
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)

@@ -1,0 +1,56 @@
+"""Progress of a solve, for people: the level table, then a line an iteration."""
+
+import math
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ._hierarchy import Hierarchy
+from ._solution import Iteration, Solution
+from ._solve import Progress
+
+
+class Lines(Progress):
+    """Shows the levels before a solve starts and one line an iteration while it runs.
+
+    - `console`: where to; standard output if not given.
+
+    >>> import gritax, gritax.progress
+    >>> solution = gritax.solve(lambda u, start, stride: 0.9**stride * u, 1.0, 40, progress=gritax.progress.Lines())
+     level   steps   stride   factor   relaxation
+    ──────────────────────────────────────────────
+         0      40        1        4          FCF
+         1      10        4                serial
+    ...
+    """
+
+    _COLUMNS = (("iteration", 9), ("residual", 10), ("factor", 8), ("exact steps", 11), ("elapsed", 9))
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(highlight=False)
+
+    def begin(self, hierarchy: Hierarchy) -> None:
+        heading, *rows = hierarchy.rows()
+        table = Table(*heading, box=box.SIMPLE_HEAD)
+        for column in table.columns:
+            column.justify = "right"
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+        self.console.print()
+        self.console.print("  ".join(name.rjust(width) for name, width in self._COLUMNS))
+
+    def iteration(self, iteration: Iteration) -> None:
+        factor = "" if math.isnan(iteration.factor) else f"{iteration.factor:.2g}"
+        cells = (
+            str(iteration.number),
+            f"{iteration.residual:.3e}",
+            factor,
+            f"{iteration.exact_steps:,}",
+            f"{iteration.seconds:.2f} s",
+        )
+        self.console.print("  ".join(cell.rjust(width) for cell, (_, width) in zip(cells, self._COLUMNS, strict=True)))
+
+    def end(self, solution: Solution) -> None:
+        self.console.print()
