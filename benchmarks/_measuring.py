@@ -83,7 +83,8 @@ def machine() -> dict:
 
 
 def versions() -> dict:
-    return {"python": platform.python_version()} | {name: _version(name) for name in ("jax", "jaxlib", "numpy", "optax", "gritax")}
+    packages = ("jax", "jaxlib", "numpy", "optax", "gritax")
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
 
 
 def today() -> str:

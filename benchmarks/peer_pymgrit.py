@@ -67,7 +67,8 @@ class Decay(Application):
 def main(num_steps: int, coarsening: int, levels: int, tolerance: float, nested: bool) -> None:
     t = np.linspace(0, 5, num_steps + 1)
     problem = [Decay(t[:: coarsening**level]) for level in range(levels)]
-    mgrit = Mgrit(problem, tol=tolerance, nested_iteration=nested, cf_iter=1, cycle_type="V", logging_lvl=logging.ERROR, output_lvl=0)
+    quiet = {"logging_lvl": logging.ERROR, "output_lvl": 0}
+    mgrit = Mgrit(problem, tol=tolerance, nested_iteration=nested, cf_iter=1, cycle_type="V", **quiet)
     mgrit.comm_time.barrier()
     began = time.perf_counter()
     info = mgrit.solve()
@@ -78,7 +79,7 @@ def main(num_steps: int, coarsening: int, levels: int, tolerance: float, nested:
         "iterations": len(info["conv"]),
         "residual": float(info["conv"][-1]),
         "value": float(mgrit.u[0][-1].value),
-        "version": version("pymgrit"),
+        "pymgrit": version("pymgrit"),
         "numpy": np.__version__,
         "processes": mgrit.comm_time_size,
     }

@@ -4,7 +4,7 @@ import json
 import sys
 from functools import partial
 
-from _measuring import child, paired, ratios, spread, summary, verdict
+from _measuring import child, paired, ratios, seconds, spread, summary, verdict
 
 
 LIMIT = 1.3
@@ -49,13 +49,14 @@ def _mlp():
         hidden = jnp.tanh(x @ params["w0"] + params["b0"])
         return jnp.mean((hidden @ params["w1"] + params["b1"] - y) ** 2)
 
-    step = gritax.TrainStep(loss, optax.sgd(0.05), lambda i: (inputs[i % 64], targets[i % 64]), gritax.RescaledRate(max_factor=2.0))
+    coarse = gritax.RescaledRate(max_factor=2.0)
+    step = gritax.TrainStep(loss, optax.sgd(0.05), lambda i: (inputs[i % 64], targets[i % 64]), coarse)
     shapes = {"w0": (64, 32), "b0": (32,), "w1": (32, 10), "b1": (10,)}
     return step, step.init({name: jnp.asarray(0.1 * random.standard_normal(shape), dtype) for name, shape in shapes.items()})
 
 
-def _bare(phi, level, lanes, g):
-    """jit of (states, number of sweeps) -> states: scans over vmap(phi), the states' memory reused."""
+def _bare(phi, level, lanes):
+    """jit of (states, right-hand side or None, number of sweeps) -> states: scans over vmap(phi), the states' memory reused."""
     import jax
     import jax.numpy as jnp
 
@@ -72,49 +73,44 @@ def _bare(phi, level, lanes, g):
     def run(states, g, sweeps):
         return jax.lax.fori_loop(0, sweeps, lambda _, states: jax.lax.scan(step, states, (offsets, g))[0], states)
 
-    return lambda states, sweeps: run(states, g, sweeps)
+    return run
 
 
 def _compare(name, phi, state, level, pairs):
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from _measuring import seconds
     from gritax._evolution import Evolution, as_arrays
-    from gritax._relaxation import relax, relax_coarse
+    from gritax._relaxation import arrived, relax, relax_coarse
 
     state = as_arrays(state)
     evolution, lanes = Evolution(phi, state), level.num_intervals
-    floating, _ = evolution.split(state)
 
-    def stacked(*shape):
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape)) + jnp.zeros_like(x), floating)
+    def stacked(tree, *shape):
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape)).copy(), tree)
 
-    ours, theirs = stacked(lanes + 1), jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, *x.shape)) + jnp.zeros_like(x), state)
-    g = right_hand_side = None
-    arrivals = stacked(lanes)
-    if level.index:
-        g = jax.tree.map(jnp.zeros_like, stacked(level.size))
-        right_hand_side = jax.tree.map(jnp.zeros_like, jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (level.factor, lanes, *x.shape)), state
-        ))
-    bare = _bare(phi, level, lanes, right_hand_side)
+    zero = jax.tree.map(jnp.zeros_like, state)
+    bare = _bare(phi, level, lanes)
+    right_hand_side = stacked(zero, level.factor, lanes) if level.index else None
+    g = stacked(evolution.split(zero)[0], level.size) if level.index else None
+    c, states = stacked(evolution.split(state)[0], lanes + 1), stacked(state, lanes)
+    e = arrived(c)
 
     def sweep(count):
-        nonlocal ours, arrivals
+        nonlocal c, e
         if level.index:
-            ours = relax_coarse(level, evolution, ours, g, np.int32(count), np.int32(level.factor))[0]
+            c = relax_coarse(level, evolution, c, g, np.int32(count), np.int32(level.factor))[0]
         else:
-            ours, arrivals, _ = relax(level, evolution, ours, arrivals, np.int32(count))
-        jax.block_until_ready(ours)
+            c, e, _ = relax(level, evolution, c, e, np.int32(count))
+        jax.block_until_ready(c)
 
     def scan(count):
-        nonlocal theirs
-        theirs = jax.block_until_ready(bare(theirs, np.int32(count)))
+        nonlocal states
+        states = jax.block_until_ready(bare(states, right_hand_side, np.int32(count)))
 
     sweep(1), scan(1)
     count = max(2, round(_CALL_SECONDS * 4 / seconds(lambda: scan(4))))
-    times = paired(lambda: sweep(count), lambda: scan(count), pairs)
+    ours, theirs = paired(lambda: sweep(count), lambda: scan(count), pairs)
     applications = count * level.factor
     return {
         "problem": name,
@@ -124,9 +120,9 @@ def _compare(name, phi, state, level, pairs):
         "coarsening": level.factor,
         "lanes": lanes,
         "sweeps_per_call": count,
-        "sweep_seconds": summary([each / applications for each in times[0]]),
-        "bare_seconds": summary([each / applications for each in times[1]]),
-        "ratio": summary(ratios(times)),
+        "sweep_seconds": summary([each / applications for each in ours]),
+        "bare_seconds": summary([each / applications for each in theirs]),
+        "ratio": summary(ratios((ours, theirs))),
         "limit_ratio": LIMIT,
     }
 

@@ -43,6 +43,7 @@ def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:
             lanes = level.num_intervals + (level.tail > 0)
             kernels.append((relax_coarse, (level, evolution, c, g, count, count)))
             kernels.append((all_points, (level, c, points(lanes, level.factor))))
+    # Tracing stays in this thread: JAX's settings, such as a default device, may be those of a thread.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for compiled in [pool.submit(lambda kernel, args: kernel.lower(*args).compile(), *each) for each in kernels]:
+        for compiled in [pool.submit(kernel.lower(*arguments).compile) for kernel, arguments in kernels]:
             compiled.result()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._evolution import Evolution
-from ._hierarchy import Level, Multigrid
+from ._hierarchy import Level
 from ._kernel import per_level
 from ._relaxation import Points, arrived
 
@@ -44,13 +44,16 @@ class Norms:
 
 def norm(tree: PyTree[Array]) -> Array:
     """2-norm over all leaves, in float32 at least."""
-    total = jnp.zeros((), jnp.float32)
+    parts = []
     for leaf in jax.tree.leaves(tree):
-        square = jnp.square(jnp.abs(leaf))
-        square = jnp.sum(square.astype(jnp.promote_types(square.dtype, jnp.float32)))
-        dtype = jnp.promote_types(total.dtype, square.dtype)
-        total = total.astype(dtype) + square.astype(dtype)
-    return jnp.sqrt(total)
+        magnitude = jnp.abs(leaf)
+        parts.append(jnp.sum(jnp.square(magnitude.astype(_at_least_float32(magnitude.dtype)))))
+    widest = max((part.dtype for part in parts), key=lambda dtype: jnp.finfo(dtype).bits)
+    return jnp.sqrt(sum((part.astype(widest) for part in parts), jnp.zeros((), widest)))
+
+
+def _at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 @jax.jit
@@ -97,11 +100,11 @@ def coarsest_dtype(floating: PyTree[Array]) -> jnp.dtype:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why the solve ended: `converged`, and a sentence that says so."""
+    """Why the solve ended: `converged`, and a sentence that says so; `puzzling` if the levels should be looked at for the cause."""
 
     converged: bool
     sentence: str
-    diverged: bool = False
+    puzzling: bool = False
 
     def because(self, diagnosis: str) -> "Verdict":
         return replace(self, sentence=f"{self.sentence}. {diagnosis}")
@@ -113,9 +116,9 @@ class Monitor:
 
     tolerance: float | None
     max_iterations: int
-    method: Multigrid
     dtype: jnp.dtype
     history: list[float] = field(default_factory=list)
+    best: float = math.inf
 
     @property
     def eps(self) -> float:
@@ -153,38 +156,38 @@ class Monitor:
                 f"exact by finite termination after {iteration} iterations: every step has been taken from serial states, "
                 f"and rounding leaves a {name} of {residual:.3g} (tolerance {tolerance:.3g})",
             )
-        best = min((r for r in self.history if math.isfinite(r)), default=math.inf)
-        if not math.isfinite(residual) or residual > _DIVERGED * max(best, floor):
-            grew = "is not finite" if not math.isfinite(residual) else f"grew to {residual:.3g}"
-            when = f"diverged at iteration {iteration}" if iteration else "diverged in the initial guess"
-            so_far = f" (best so far {best:.3g})" if best < math.inf else ""
-            return Verdict(False, f"{when}: the {name} {grew}{so_far}", True)
+        if (diverged := self._diverged(iteration, norms)) is not None:
+            return diverged
         if self._stagnates(_NEAR_FLOOR * floor):
-            at_floor = f"{name} {best:.3g} after {iteration} iterations is the rounding floor of {self.dtype}"
+            at_floor = f"{name} {min(self.history):.3g} after {iteration} iterations is the rounding floor of {self.dtype}"
             if self.tolerance is None:
                 return Verdict(True, f"converged as far as the precision goes: {at_floor} (aim {tolerance:.3g})")
             return Verdict(False, f"not converged: {at_floor}, above the tolerance {tolerance:.3g}; use float64 or ask for less")
         if iteration >= self.max_iterations:
-            return Verdict(False, self._too_slow(iteration, residual, tolerance, name))
+            return self._too_slow(iteration, residual, tolerance, name)
         return None
+
+    def _diverged(self, iteration: int, norms: Norms) -> Verdict | None:
+        # On the residual itself: a relative one is divided by weights that grow as well.
+        residual, best = norms.residual, self.best
+        self.best = min(best, residual) if math.isfinite(residual) else best
+        if math.isfinite(residual) and residual <= _DIVERGED * max(self.best, self.eps * norms.scale):
+            return None
+        when = f"diverged at iteration {iteration}" if iteration else "diverged in the initial guess"
+        grew = f"grew to {residual:.3g}" if math.isfinite(residual) else "is not finite"
+        so_far = f" (best so far {best:.3g})" if math.isfinite(best) else ""
+        return Verdict(False, f"{when}: the residual {grew}{so_far}", True)
 
     def _stagnates(self, reach: float) -> bool:
         past, recent = self.history[:-_PATIENCE], self.history[-_PATIENCE:]
         return bool(past) and min(recent) <= reach and min(recent) > 0.5 * min(past)
 
-    def _too_slow(self, iteration: int, residual: float, tolerance: float, name: str) -> str:
+    def _too_slow(self, iteration: int, residual: float, tolerance: float, name: str) -> Verdict:
         sentence = f"not converged: {name} {residual:.3g} after {iteration} iterations, tolerance {tolerance:.3g}"
         span = min(5, len(self.history) - 1)
         earlier = self.history[-1 - span]
         if span and 0 < residual < 0.95 * earlier < math.inf:
             factor = (residual / earlier) ** (1 / span)
             more = math.ceil(math.log(tolerance / residual) / math.log(factor))
-            return f"{sentence}. At the last factor of {factor:.2f}, about {more} more would do: raise max_iterations"
-        return (
-            f"{sentence}, and it has stopped falling. Use a smaller coarsening factor, relaxation="
-            f"{_next(self.method.relaxation)}, fewer levels, or a coarse propagator closer to the steps it stands for"
-        )
-
-
-def _next(relaxation):
-    return relaxation + 1 if isinstance(relaxation, int) else tuple(sweeps + 1 for sweeps in relaxation)
+            return Verdict(False, f"{sentence}. At the last factor of {factor:.2f}, about {more} more would do: raise max_iterations")
+        return Verdict(False, f"{sentence}, and it does not fall", True)

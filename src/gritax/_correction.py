@@ -35,7 +35,7 @@ def keep_exact(c: Points, e: Points, front: Array) -> Points:
     """
 
     def keep(x, y):
-        exact = jnp.arange(1, len(x)) <= front
+        exact = jnp.arange(1, len(x), dtype=jnp.int32) <= front
         return x.at[1:].set(jnp.where(jax.lax.expand_dims(exact, range(1, x.ndim)), y, x[1:]))
 
     return jax.tree.map(keep, c, e)

@@ -88,7 +88,7 @@ def solve(
     require_tolerance(tolerance)
     hierarchy = method.hierarchy(num_steps)
     evolution, floating, clock = validated(phi, state, num_steps)
-    monitor = Monitor(tolerance, int(max_iterations), method, coarsest_dtype(floating))
+    monitor = Monitor(tolerance, int(max_iterations), coarsest_dtype(floating))
     whole = evolution.merge(floating, clock)
     require_same_structure(phi, whole, [level.stride for level in hierarchy.levels[1:]])
     require_known_guess(initial_guess, whole)
@@ -129,7 +129,7 @@ class _Run:
             c, e, final = self.cycle.relax(c, arrived(c), 1)
             norms = Norms(*np.asarray(measure(finest, self.cycle.evolution, c, e, final)).tolist())
             verdict = self._report(norms, relaxed)
-            if verdict is not None and verdict.diverged:
+            if verdict is not None and verdict.puzzling:
                 verdict = verdict.because(diagnose(self.cycle.evolution, self.cycle.hierarchy, c))
             if verdict is not None:
                 return final, verdict
@@ -165,7 +165,8 @@ class _Run:
         self.iterations.append(iteration)
         self.progress.iteration(iteration)
         logger.info("iteration %d: residual %.3e, relative %.3e", number, norms.residual, norms.relative)
-        if number == 0 and (warning := self.monitor.unreachable(norms)):
+        # Not before the first correction: the norm of an initial guess says nothing of the states to come.
+        if number == 1 and (warning := self.monitor.unreachable(norms)):
             warnings.warn(warning, stacklevel=4)
         return self.monitor.verdict(number, norms, exact)
 

@@ -1,0 +1,126 @@
+"""How a solve ends, and what it says."""
+
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gritax
+
+
+_CURVATURES = jnp.array([1.0, 10.0, 0.01])
+
+
+def _descent(rate):
+    def phi(w, start, stride):
+        return w - jnp.asarray(rate(stride), w.dtype) * (_CURVATURES.astype(w.dtype) * w - 1)
+
+    return phi
+
+
+def test_divergence_names_iteration_level_and_cure():
+    phi = _descent(lambda stride: 0.05 * stride)
+    with pytest.raises(gritax.ConvergenceError) as caught:
+        gritax.solve(phi, jnp.ones(3), 1000, gritax.Multigrid(4), initial_guess="zeros")
+    message = str(caught.value)
+    assert message.startswith("diverged at iteration 1: the residual grew to ")
+    # One step of stride M multiplies the stiffest mode by 1 - 0.05 M 10: by -1 for M = 4, by -7 for M = 16.
+    assert "level 2 (stride 16) grew: it amplifies perturbations 7-fold" in message
+    assert "Use max_levels=2" in message
+    solution = caught.value.solution
+    assert not solution.converged and solution.iterations == 1
+
+
+def test_a_stall_names_the_unstable_level_and_the_cure_works():
+    phi = _descent(lambda stride: 0.05 * stride)
+    with pytest.raises(gritax.ConvergenceError, match=r"does not fall. The propagator of level 3 \(stride 8\) grew.* 3-fold"):
+        gritax.solve(phi, jnp.ones(3), 1000, gritax.Multigrid(2), initial_guess="zeros", max_iterations=15)
+    assert gritax.solve(phi, jnp.ones(3), 1000, gritax.Multigrid(2, max_levels=2)).converged
+
+
+def test_a_training_step_beyond_its_own_limit_is_told_from_a_coarse_one():
+    with pytest.raises(gritax.ConvergenceError, match=r"training step itself amplifies perturbations, 1\.9-fold"):
+        gritax.solve(_descent(lambda stride: 0.29 * stride), jnp.ones(3), 4000)
+
+
+def test_too_few_iterations():
+    phi = _descent(lambda stride: 0.05)
+    with pytest.raises(gritax.ConvergenceError, match=r"not converged: relative residual .* raise max_iterations"):
+        gritax.solve(phi, jnp.ones(3), 2000, max_iterations=2)
+    solution = gritax.solve(phi, jnp.ones(3), 2000, max_iterations=2, throw=False)
+    assert not solution.converged and solution.iterations == 2
+    assert "not converged" in solution.reason and "not converged" in str(solution)
+
+
+def test_tolerance_zero_runs_what_was_asked_and_never_raises():
+    solution = gritax.solve(_descent(lambda stride: 0.05 * stride), jnp.ones(3), 1000, tolerance=0, max_iterations=4)
+    assert solution.iterations == 4 and len(solution.residuals) == 5 and len(solution.relaxed_residuals) == 4
+    exact = gritax.solve(_descent(lambda stride: 0.001 * stride), jnp.ones(3), 20, tolerance=0, max_iterations=7)
+    assert exact.iterations == 7 and exact.residuals[-1] == 0 and exact.converged
+
+
+def test_an_absolute_tolerance_is_on_residuals():
+    phi = _descent(lambda stride: 0.001 * stride)
+    solution = gritax.solve(phi, jnp.ones(3), 1000, tolerance=1e-9)
+    assert solution.residuals[-1] <= 1e-9 < solution.residuals[-2]
+
+
+def test_relative_residuals_by_their_definition():
+    phi = _descent(lambda stride: 0.001 * stride)
+    method = gritax.Multigrid(4)
+    solution = gritax.solve(phi, jnp.ones(3), 103, method, tolerance=0, max_iterations=0, initial_guess=lambda step: jnp.full(3, step, float))
+    points = [jnp.ones(3)] + [k * 4 * jnp.ones(3) for k in range(1, 26)]
+    residuals = [
+        np.linalg.norm(gritax.solve_serial(lambda w, i, m, s=4 * k: phi(w, i + s, m), points[k], 4) - points[k + 1])
+        for k in range(25)
+    ]
+    final = gritax.solve_serial(phi, points[25], 3)
+    np.testing.assert_allclose(solution.residuals[0], np.linalg.norm(residuals), rtol=1e-12)
+    np.testing.assert_allclose(solution.state, final, rtol=1e-12)
+    np.testing.assert_allclose(solution.relative_residuals[0], max(residuals) / np.linalg.norm(final - 1.0), rtol=1e-12)
+
+
+def test_float32_warns_of_a_tolerance_below_its_floor_and_says_what_it_can():
+    phi = _descent(lambda stride: 0.001 * stride)
+    state = jnp.ones(3, jnp.float32)
+    with pytest.warns(UserWarning, match="lies below what float32 can reach here") as caught:
+        with pytest.raises(gritax.ConvergenceError, match="rounding floor of float32"):
+            gritax.solve(phi, state, 4000, tolerance=1e-12, initial_guess="zeros")
+    reachable = float(str(caught[0].message).split("Use tolerance=")[1].split(" ")[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert gritax.solve(phi, state, 4000, tolerance=reachable, initial_guess="zeros").converged
+
+
+def test_float32_by_default_goes_as_far_as_its_precision():
+    solution = gritax.solve(_descent(lambda stride: 0.001 * stride), jnp.ones(3, jnp.float32), 4000)
+    assert solution.converged and solution.relative_residuals[-1] < 1e-5
+
+
+def test_a_state_that_does_not_move():
+    solution = gritax.solve(lambda u, start, stride: u, jnp.ones(2), 40)
+    assert solution.converged and solution.residuals[-1] == 0
+
+
+def test_progress_sees_levels_iterations_and_the_end():
+    seen = []
+
+    class Recorder(gritax.Progress):
+        def begin(self, hierarchy):
+            seen.append(hierarchy.sizes)
+
+        def iteration(self, iteration):
+            seen.append(iteration)
+
+        def end(self, solution):
+            seen.append(solution)
+
+    solution = gritax.solve(
+        _descent(lambda stride: 0.001 * stride), jnp.ones(3), 200, tolerance=1e-10, initial_guess="zeros", progress=Recorder()
+    )
+    assert seen[0] == solution.level_sizes and seen[-1] is solution
+    assert [each.number for each in seen[1:-1]] == list(range(solution.iterations + 1))
+    assert [each.residual for each in seen[1:-1]] == solution.residuals.tolist()
+    assert [each.exact_steps for each in seen[1:-1]][:3] == [0, 8, 16]
+    assert seen[2].factor == solution.residuals[1] / solution.residuals[0]

@@ -1,0 +1,88 @@
+"""Depth and work against counts made by hand."""
+
+import jax.numpy as jnp
+import pytest
+
+import gritax
+
+
+def _phi(u, start, stride):
+    return u / (1 + 0.01 * stride)
+
+
+def _solve(num_steps, iterations, guess="zeros", phi=_phi, **method):
+    options = {"coarsening": 2, "min_coarse": 1} | method
+    return gritax.solve(
+        phi, 1.0, num_steps, gritax.Multigrid(**options), tolerance=0, max_iterations=iterations, initial_guess=guess
+    )
+
+
+# Sizes 16, 8, 4 with m = 2. On level 0: the sweep that measures the guess, m = 2; then each iteration relaxes (sweeps m), and
+# measures its result, m. On level 1: right-hand side 1, relaxation (sweeps + 1) m, F-points on the way up m - 1 = 1.
+# On level 2, the coarsest: right-hand side 1, and its 4 steps.
+@pytest.mark.parametrize(
+    ("sweeps", "depth", "work"),
+    [
+        (0, 2 + (0 + 2) + (1 + 2 + 1) + (1 + 4), 16 + (0 + 16) + (8 + 8 + 4) + (4 + 4)),
+        (1, 2 + (2 + 2) + (1 + 4 + 1) + (1 + 4), 16 + (16 + 16) + (8 + 16 + 4) + (4 + 4)),
+        (2, 2 + (4 + 2) + (1 + 6 + 1) + (1 + 4), 16 + (32 + 16) + (8 + 24 + 4) + (4 + 4)),
+    ],
+)
+@pytest.mark.parametrize("cycle", ["V", "F"])
+def test_three_levels(cycle, sweeps, depth, work):
+    solution = _solve(16, 1, cycle=cycle, relaxation=sweeps, max_levels=3)
+    assert solution.level_sizes == (16, 8, 4)
+    if cycle == "F":  # a V-cycle from level 1 in place of the F-points on its way up, which it ends with
+        depth += (sweeps + 1) * 2 + (1 + 4)
+        work += (sweeps + 1) * 8 + (4 + 4)
+    assert (solution.depth, solution.work) == (depth, work)
+    assert solution.potential_speedup == 16 / depth
+
+
+def test_parareal():
+    # m = 4 on 20 steps: a sweep of 4 for the guess; right-hand side 1, coarse solve 5, and a sweep of 4 for the result.
+    solution = _solve(20, 3, coarsening=4, relaxation=0, max_levels=2)
+    assert (solution.depth, solution.work) == (4 + 3 * (1 + 5 + 4), 20 + 3 * (5 + 5 + 20))
+
+
+def test_skipped_first_down_sweep_and_nested_guess():
+    # Sizes 16, 8, 4: solve level 2 in 4, fill level 1 in 1 for each of its 4 intervals.
+    up = {"depth": 4 + 1, "work": 4 + 4}
+    skipped = _solve(16, 1, skip_first_down=True, max_levels=3)
+    assert (skipped.depth, skipped.work) == (2 + up["depth"] + 2, 16 + up["work"] + 16)
+    nested = _solve(16, 0, guess="nested", max_levels=3)
+    assert (nested.depth, nested.work) == (up["depth"] + 2, up["work"] + 16)
+
+
+def test_trailing_points_are_one_more_lane_of_the_same_depth():
+    even, trailing = (_solve(n, 1, coarsening=4, max_levels=2) for n in (20, 23))
+    assert trailing.depth == even.depth
+    assert trailing.work - even.work == 3 * 4
+
+
+def test_the_depth_of_the_published_method():
+    # method.md: XOR, m = 4, 7 levels, FCF, V: 2m + 5 (1 + 2m + m - 1) + 1 + 6 = 75 an iteration.
+    solution = _solve(25_600, 2, coarsening=4, min_coarse=5)
+    assert solution.depth == 4 + 2 * 75
+
+
+def test_the_cost_that_phi_states_is_counted():
+    class Stages:
+        def __call__(self, u, start, stride):
+            return _phi(u, start, stride)
+
+        def depth(self, stride):
+            return 1 if stride == 1 else 10 * stride
+
+        def work(self, stride):
+            return 3 if stride == 1 else 7
+
+    solution = _solve(20, 1, phi=Stages(), coarsening=4, relaxation=0, max_levels=2)
+    assert solution.depth == 4 + 40 * (1 + 5) + 4
+    assert solution.work == 3 * 20 + 7 * (5 + 5) + 3 * 20
+
+
+def test_one_level_is_the_serial_solve():
+    solution = _solve(7, 1, max_levels=1)
+    assert (solution.depth, solution.residuals[1]) == (14, 0.0)
+    assert jnp.allclose(solution.state, 1.01**-7)

@@ -1,0 +1,84 @@
+"""Errors for what a user may get wrong: before any long work, naming the argument."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gritax
+
+
+def _ok(u, start, stride):
+    return u / (1 + 0.01 * stride)
+
+
+def _pair(a=None, b=None):
+    return {"a": jnp.ones(2) if a is None else a, "b": jnp.ones(1) if b is None else b}
+
+
+@pytest.mark.parametrize("solve", [gritax.solve, gritax.solve_serial, gritax.check])
+@pytest.mark.parametrize(
+    ("phi", "state", "message"),
+    [
+        (lambda s, i, m: {"a": s["a"]}, _pair(), r"phi\(state, start, 1\) lacks leaf \['b'\]"),
+        (lambda s, i, m: {**s, "c": s["a"]}, _pair(), r"adds leaf \['c'\]"),
+        (lambda s, i, m: _pair(jnp.ones(3)), _pair(), r"changes leaf \['a'\] from float64\[2\] to float64\[3\]"),
+        (lambda s, i, m: _pair(s["a"].astype(jnp.float32)), _pair(), r"leaf \['a'\] from float64\[2\] to float32\[2\]"),
+        (lambda s, i, m: list(s), (jnp.ones(2),), "changes the structure of the state"),
+        (lambda s, i, m: None, jnp.ones(2), "lacks the state"),
+        (lambda s, i, m: _pair(jnp.log(-s["a"])), _pair(), r"phi\(state, 0, 1\) is not finite at leaf \['a'\]"),
+        (_ok, jnp.array([1.0, jnp.inf]), "state is not finite"),
+        (lambda s, i, m: s + 1, jnp.asarray(1), "no floating-point array"),
+        (_ok, None, "no floating-point array"),
+        (3, 1.0, "phi must be callable"),
+        (lambda s, i: s, 1.0, r"phi must take three arguments, phi\(state, start, stride\); it is phi\(s, i\)"),
+        (lambda s, i, m: s if i > 3 else s * 0.9, 1.0, "needs the value of `start`"),
+        (lambda s, i, m: s * np.sin(i), 1.0, "needs the value of `start`"),
+        (lambda s, i, m: s * [0.9, 0.8][i], 1.0, "needs the value of `start`"),
+        (lambda s, i, m: s if s > 3 else s * 0.9, 1.0, "needs the value of the state"),
+    ],
+)
+def test_phi_and_state(solve, phi, state, message):
+    with pytest.raises(ValueError, match=message):
+        solve(phi, state, 40)
+
+
+def test_a_coarse_step_that_changes_the_state_is_named_by_its_stride():
+    with pytest.raises(ValueError, match=r"phi\(state, start, 4\) changes the state from float64\[2\] to float64\[3\]"):
+        gritax.solve(lambda u, start, stride: u if stride == 1 else jnp.ones(3), jnp.ones(2), 100)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tolerance": -1e-9}, "tolerance must be a number of at least 0"),
+        ({"tolerance": float("nan")}, "tolerance"),
+        ({"tolerance": "tight"}, "tolerance"),
+        ({"max_iterations": -1}, "max_iterations must be a whole number of at least 0"),
+        ({"initial_guess": "random"}, "initial_guess must be"),
+        ({"initial_guess": lambda step: jnp.zeros(3)}, r"initial_guess\(step\) changes the state from float64\[\] to float64\[3\]"),
+        ({"initial_guess": lambda step: 1.0 if step > 2 else 0.0}, "initial_guess needs the value of `step`"),
+    ],
+)
+def test_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        gritax.solve(_ok, 1.0, 40, **options)
+
+
+def test_nothing_runs_before_the_arguments_are_known_to_fit():
+    def phi(u, start, stride):
+        raise AssertionError("phi was called")
+
+    for options in ({"tolerance": -1}, {"max_iterations": 1.5}, {"method": gritax.Multigrid(2, relaxation=(1, 1))}):
+        with pytest.raises(ValueError):
+            gritax.solve(phi, 1.0, 100, **options)
+
+
+def test_a_phi_that_is_not_hashable_is_explained():
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, u, start, stride):
+            return u
+
+    with pytest.raises(ValueError, match="neither an array nor hashable"):
+        gritax.solve(Unhashable(), 1.0, 40)
