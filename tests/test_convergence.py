@@ -69,7 +69,9 @@ def test_an_absolute_tolerance_is_on_residuals():
 def test_relative_residuals_by_their_definition():
     phi = _descent(lambda stride: 0.001 * stride)
     method = gritax.Multigrid(4)
-    solution = gritax.solve(phi, jnp.ones(3), 103, method, tolerance=0, max_iterations=0, initial_guess=lambda step: jnp.full(3, step, float))
+    solution = gritax.solve(
+        phi, jnp.ones(3), 103, method, tolerance=0, max_iterations=0, initial_guess=lambda step: jnp.full(3, step, float)
+    )
     points = [jnp.ones(3)] + [k * 4 * jnp.ones(3) for k in range(1, 26)]
     residuals = [
         np.linalg.norm(gritax.solve_serial(lambda w, i, m, s=4 * k: phi(w, i + s, m), points[k], 4) - points[k + 1])

@@ -55,7 +55,10 @@ def test_a_coarse_step_that_changes_the_state_is_named_by_its_stride():
         ({"tolerance": "tight"}, "tolerance"),
         ({"max_iterations": -1}, "max_iterations must be a whole number of at least 0"),
         ({"initial_guess": "random"}, "initial_guess must be"),
-        ({"initial_guess": lambda step: jnp.zeros(3)}, r"initial_guess\(step\) changes the state from float64\[\] to float64\[3\]"),
+        (
+            {"initial_guess": lambda step: jnp.zeros(3)},
+            r"initial_guess\(step\) changes the state from float64\[\] to float64\[3\]",
+        ),
         ({"initial_guess": lambda step: 1.0 if step > 2 else 0.0}, "initial_guess needs the value of `step`"),
     ],
 )

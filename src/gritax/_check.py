@@ -20,8 +20,8 @@ from ._validation import at_leaf, require_same_structure, validated
 class Consistency:
     """How far one coarse step of `stride` is from the steps it stands for.
 
-    `defect` is `||phi(u, i, stride) - (phi(., ., 1))^stride(u)||` divided by the distance that those steps travel, the largest over
-    the starts tried: 0 is exact, 1 is no better than standing still.
+    `defect` is `||phi(u, i, stride) - (phi(., ., 1))^stride(u)||` divided by the distance that those steps travel, the
+    largest over the starts tried: 0 is exact, 1 is no better than standing still.
     """
 
     stride: int
@@ -52,13 +52,14 @@ def check(phi: Phi, state: PyTree, num_steps: int, *, strides: tuple[int, ...] =
     **Arguments**
 
     - `phi`, `state`, `num_steps`: as for `gritax.solve`.
-    - `strides`: the strides at which coarse steps are compared with the steps they stand for; those above `num_steps` are left out.
+    - `strides`: the strides at which coarse steps are compared with the steps they stand for; those above `num_steps` are
+      left out.
 
     **Returns** a `CheckReport` with the defect of the coarse steps by stride.
 
-    Raises `ValueError`, naming what is wrong, for a phi that changes the structure of the state, that is not finite on its first
-    steps, that gives another result when it is traced again (hidden state, unkeyed randomness), or whose result depends on
-    anything but its arguments (a counter of its own instead of `start`).
+    Raises `ValueError`, naming what is wrong, for a phi that changes the structure of the state, that is not finite on its
+    first steps, that gives another result when it is traced again (hidden state, unkeyed randomness), or whose result
+    depends on anything but its arguments (a counter of its own instead of `start`).
 
     >>> import gritax
     >>> print(gritax.check(lambda u, start, stride: u / (1 + 0.01 * stride), 1.0, 1000))
@@ -127,7 +128,8 @@ def _defects(evolution: Evolution, floating: PyTree[Array], starts: Array, strid
     """Defect of one coarse step from the initial state, placed at each of the starts."""
 
     def fine(carry, start):
-        return evolution.advance(*carry, start, 1), None
+        floating, clock = carry
+        return evolution.advance(floating, clock, start, 1), None
 
     def at(start):
         clock = evolution.clock(start)

@@ -18,10 +18,9 @@ DEFAULT_TOLERANCE = 1e-6  # on relative residuals, when the caller names none
 
 # Rounding in a sweep leaves a residual of about eps times the norm of the states: observed between a tenth and ten times that.
 _FLOOR_MARGIN = 10.0
-_NEAR_FLOOR = 30.0  # so close to that, a residual that has not halved in _PATIENCE iterations will not fall further
 # Residuals may rise a thousandfold after a bad first guess and still fall; beyond this they have not been seen to.
 _DIVERGED = 1e4
-_PATIENCE = 3
+_PATIENCE = 5
 
 
 class ConvergenceError(RuntimeError):
@@ -100,7 +99,7 @@ def coarsest_dtype(floating: PyTree[Array]) -> jnp.dtype:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why the solve ended: `converged`, and a sentence that says so; `puzzling` if the levels should be looked at for the cause."""
+    """Why the solve ended, as a sentence; `puzzling` if the cause must be looked for in the levels."""
 
     converged: bool
     sentence: str
@@ -158,11 +157,13 @@ class Monitor:
             )
         if (diverged := self._diverged(iteration, norms)) is not None:
             return diverged
-        if self._stagnates(_NEAR_FLOOR * floor):
+        if self._stagnates(_FLOOR_MARGIN * floor):
             at_floor = f"{name} {min(self.history):.3g} after {iteration} iterations is the rounding floor of {self.dtype}"
             if self.tolerance is None:
                 return Verdict(True, f"converged as far as the precision goes: {at_floor} (aim {tolerance:.3g})")
-            return Verdict(False, f"not converged: {at_floor}, above the tolerance {tolerance:.3g}; use float64 or ask for less")
+            return Verdict(
+                False, f"not converged: {at_floor}, above the tolerance {tolerance:.3g}; use float64 or ask for less"
+            )
         if iteration >= self.max_iterations:
             return self._too_slow(iteration, residual, tolerance, name)
         return None
@@ -180,7 +181,7 @@ class Monitor:
 
     def _stagnates(self, reach: float) -> bool:
         past, recent = self.history[:-_PATIENCE], self.history[-_PATIENCE:]
-        return bool(past) and min(recent) <= reach and min(recent) > 0.5 * min(past)
+        return bool(past) and min(recent) <= reach and min(recent) > 0.7 * min(past)
 
     def _too_slow(self, iteration: int, residual: float, tolerance: float, name: str) -> Verdict:
         sentence = f"not converged: {name} {residual:.3g} after {iteration} iterations, tolerance {tolerance:.3g}"
@@ -189,5 +190,7 @@ class Monitor:
         if span and 0 < residual < 0.95 * earlier < math.inf:
             factor = (residual / earlier) ** (1 / span)
             more = math.ceil(math.log(tolerance / residual) / math.log(factor))
-            return Verdict(False, f"{sentence}. At the last factor of {factor:.2f}, about {more} more would do: raise max_iterations")
+            return Verdict(
+                False, f"{sentence}. At the last factor of {factor:.2f}, about {more} more would do: raise max_iterations"
+            )
         return Verdict(False, f"{sentence}, and it does not fall", True)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._correction import keep_exact, restrict
-from ._evolution import Evolution, cost
+from ._evolution import Evolution, Phi, cost
 from ._hierarchy import Hierarchy, Level, Multigrid
 from ._relaxation import Points, all_points, arrived, march, relax, relax_coarse
 
@@ -18,7 +18,7 @@ from ._relaxation import Points, all_points, arrived, march, relax, relax_coarse
 class Cost:
     """Network evaluations so far: on the critical path (`depth`) and in all (`work`)."""
 
-    phi: object
+    phi: Phi
     depth: int = 0
     work: int = 0
 
@@ -67,7 +67,7 @@ class Cycle:
             return keep_exact(c, self.relax(c, arrived(c), 1)[1], np.int32(1))
         c = self.march(c, right_hand_sides[-1])
         for level in reversed(self.hierarchy.levels[1:-1]):
-            g = right_hand_sides[level.index]
+            g = right_hand_sides[level.index - 1]
             c = self.fill(level, c, g) if cycle == "V" else self.solve(level, c, g, "V")
         return c
 
@@ -88,8 +88,8 @@ class Cycle:
 @partial(jax.jit, static_argnums=0)
 def from_nothing(hierarchy: Hierarchy, u0: PyTree[Array]) -> tuple[Points, list[Points]]:
     """C-points of the coarsest level, all of them the first state, and right-hand sides of zero for every coarse level."""
-    c = jax.tree.map(lambda x: jnp.stack([x, x]), u0)
-    return c, [
-        jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), u0) if index else None
-        for index, size in enumerate(hierarchy.sizes)
-    ]
+
+    def zeros(size):
+        return jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), u0)
+
+    return jax.tree.map(lambda x: jnp.stack([x, x]), u0), [zeros(size) for size in hierarchy.sizes[1:]]

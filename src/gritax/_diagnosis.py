@@ -31,8 +31,8 @@ def diagnose(evolution: Evolution, hierarchy: Hierarchy, c: Points) -> str:
             return (
                 f"The propagator of level {level.index} (stride {level.stride}) grew: it amplifies perturbations "
                 f"{growth[level.index]:.3g}-fold a step, finer levels at most {max(growth[: level.index]):.3g}-fold. Use "
-                f"max_levels={level.index}, a smaller coarsening factor, or a coarse propagator that stays stable at that stride "
-                "(for RescaledRate, a smaller max_factor)"
+                f"max_levels={level.index}, a smaller coarsening factor, or a coarse propagator that stays stable at that "
+                "stride (for RescaledRate, a smaller max_factor)"
             )
     return (
         "No level's propagator is unstable, so the coarse steps differ too much from the training steps they stand for: use a "

@@ -116,5 +116,5 @@ class Evolution:
 
 def cost(phi: Phi, name: str, stride: int) -> int:
     """Network evaluations of one application of phi: `name` is "depth" (in sequence) or "work" (in all)."""
-    count = getattr(phi, name, None)
-    return count(stride) if callable(count) else 1
+    count: Any = getattr(phi, name, None)
+    return 1 if count is None else count(stride)

@@ -10,7 +10,8 @@ class Level:
     """Level `index` has the points `0, …, size`; one of its steps stands for `stride` training steps.
 
     Every `factor`-th point is a C-point; the others, the trailing ones among them, are F-points. `sweeps` FC sweeps
-    precede the last F-relaxation, with the weight `weight` in their C-relaxations. The coarsest level is one interval, `factor == size`: it is solved step by step.
+    precede the last F-relaxation, with the weight `weight` in their C-relaxations. The coarsest level is one interval,
+    `factor == size`: it is solved step by step.
     """
 
     index: int
@@ -144,7 +145,7 @@ class Hierarchy:
         return tuple(level.size for level in self.levels)
 
     def rows(self) -> list[tuple[str, ...]]:
-        rows = [("level", "steps", "stride", "factor", "relaxation")]
+        rows: list[tuple[str, ...]] = [("level", "steps", "stride", "factor", "relaxation")]
         for level in self.levels[:-1]:
             rows.append((*map(str, (level.index, level.size, level.stride, level.factor)), "FC" * level.sweeps + "F"))
         last = self.levels[-1]

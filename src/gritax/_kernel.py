@@ -29,6 +29,7 @@ class per_level:
     """`jax.jit` of `function(level, *arrays)`, where the level is static."""
 
     def __init__(self, function: Callable):
+        self._function = function
         self._full = self._quick = jax.jit(function, static_argnums=0)
         update_wrapper(self, function)
 
@@ -36,7 +37,7 @@ class per_level:
         if level.index == 0 or _quick_options() is None or sum(x.size for x in jax.tree.leaves(arrays)) > _SMALL:
             return self._full
         if self._quick is self._full:
-            self._quick = jax.jit(self.__wrapped__, static_argnums=0, compiler_options=_QUICK)
+            self._quick = jax.jit(self._function, static_argnums=0, compiler_options=_QUICK)
         return self._quick
 
     def __call__(self, level: Level, *arrays):

@@ -30,8 +30,8 @@ def arrived(c: Points) -> Points:
 def relax(level: Level, evolution: Evolution, c: Points, e: Points, sweeps: Array):
     """On the finest level, `sweeps` times {C-relaxation with the last arrivals, sweep}: `c`, `e` and the final state.
 
-    To begin with an F-relaxation, pass `e = arrived(c)`: the C-relaxation then changes nothing. F-points are not kept, and those
-    after the last C-point are one more lane, of which only the final state is. `sweeps` is traced: one kernel serves all.
+    To begin with an F-relaxation, pass `e = arrived(c)`: the C-relaxation then changes nothing. F-points are not kept; those
+    after the last C-point are one more lane, of which the final state is. `sweeps` is traced: one kernel serves all.
     """
     lanes = level.num_intervals + (level.tail > 0)
     starts = _starts(level, lanes)
@@ -60,9 +60,10 @@ def relax(level: Level, evolution: Evolution, c: Points, e: Points, sweeps: Arra
 def relax_coarse(
     level: Level, evolution: Evolution, c: Points, g: Points, sweeps: Array, steps: Array
 ) -> tuple[Points, Points, Points]:
-    """On a coarse level, a sweep and then `sweeps - 1` times {C-relaxation, sweep}: `c`, the arrivals, and all that was reached.
+    """On a coarse level, a sweep and `sweeps - 1` times {C-relaxation, sweep}: `c`, the arrivals, and what was reached.
 
-    What was reached are the F-points, and the arrivals where there is a C-point, as [interval, point in it]. A sweep ends after `steps` applications: `factor` of them for arrivals, one less for a plain F-relaxation (`fill`).
+    That is the F-points, and arrivals where there is a C-point, as [interval, point in it]. A sweep ends after `steps`
+    applications: `factor` of them for arrivals, one less for a plain F-relaxation.
     """
     lanes = level.num_intervals + (level.tail > 0)
     starts = _starts(level, lanes)
@@ -130,8 +131,8 @@ def march(level: Level, evolution: Evolution, c: Points, g: Points) -> Points:
     """All points of the coarsest level, one after the other from its first."""
 
     def step(carry, inputs):
-        start, g_k = inputs
-        floating, clock = evolution.advance(*carry, start, level.stride)
+        (floating, clock), (start, g_k) = carry, inputs
+        floating, clock = evolution.advance(floating, clock, start, level.stride)
         floating = jax.tree.map(jnp.add, floating, g_k)
         return (floating, clock), floating
 

@@ -12,8 +12,8 @@ from ._hierarchy import Hierarchy
 class Iteration:
     """One iterate, as it is reported while the solve runs. Iteration 0 is the initial guess.
 
-    `factor` is the residual divided by the one before; `exact_steps` is the exactness front, the number of steps whose states are
-    those of serial training by construction; `seconds` have passed since the solve began, compilation included.
+    `factor` is the residual divided by the one before; `exact_steps` is the exactness front, the number of steps whose
+    states are those of serial training by construction; `seconds` have passed since the solve began, compilation included.
     """
 
     number: int
@@ -37,11 +37,11 @@ class Solution:
       finest level of `Phi(u[c-1]) - u[c]`, over all floating leaves.
     - `relaxed_residuals`: `iterations` entries, the same norm after the down-sweep of each iteration and before its
       correction (what XBraid prints); nan where the down-sweep was skipped.
-    - `relative_residuals`: `iterations + 1` entries: the largest 2-norm over the parameters at a C-point, divided by the distance
-      that the parameters travel, `||w_N - w_0||`.
+    - `relative_residuals`: `iterations + 1` entries: the largest 2-norm over the parameters at a C-point, divided by the
+      distance that the parameters travel, `||w_N - w_0||`.
     - `level_sizes`: the number of steps of each level.
-    - `depth`, `work`: evaluations of phi on the critical path with unlimited devices, and in all. Counted are the initial guess,
-      relaxation, residuals, right-hand sides and coarse solves, each at the cost that `phi.depth` and `phi.work` state.
+    - `depth`, `work`: evaluations of phi on the critical path with unlimited devices, and in all. Counted are the initial
+      guess, relaxation, residuals, right-hand sides and coarse solves, each at the cost that `phi.depth` and `phi.work` state.
     - `potential_speedup`: `num_steps / depth`. No prediction of time: see `work`, and measure.
     - `exact_steps`: how many of the first steps are exact by construction.
     """

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 import warnings
+from typing import Any
 
 import jax
 import numpy as np
@@ -108,8 +109,8 @@ def solve(
 
 
 def _proposed(phi: Phi, num_steps: int) -> Multigrid:
-    propose = getattr(phi, "method", None)
-    return propose(num_steps) if callable(propose) else Multigrid()
+    propose: Any = getattr(phi, "method", None)
+    return Multigrid() if propose is None else propose(num_steps)
 
 
 class _Run:

@@ -59,7 +59,11 @@ def _first_step(evolution, floating, clock):
 
 def require_finite(name: str, state: PyTree, cure: str) -> None:
     for path, leaf in tree_leaves_with_path(state):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.all(np.isfinite(np.asarray(leaf))):
+        if (
+            isinstance(leaf, jax.Array)
+            and jnp.issubdtype(leaf.dtype, jnp.inexact)
+            and not np.all(np.isfinite(np.asarray(leaf)))
+        ):
             raise ValueError(f"{name} is not finite{at_leaf(path)}. {cure}")
 
 

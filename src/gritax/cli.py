@@ -61,7 +61,9 @@ class Solve:
 
     def run(self, console: Console) -> int:
         problem = problems.xor(self.alpha, self.seed, coarse=self._coarse_step(), dtype=self.dtype)
-        method = Multigrid(_one_or_many(self.coarsening), self.levels, cycle=self.cycle, relaxation=_one_or_many(self.relaxation))
+        method = Multigrid(
+            _one_or_many(self.coarsening), self.levels, cycle=self.cycle, relaxation=_one_or_many(self.relaxation)
+        )
         method.hierarchy(self.steps)
         console.print(f"XOR, {self.steps:,} steps of gradient descent at learning rate {self.alpha:g}, {self.dtype}\n")
         comparison = experiments.compare(
@@ -77,7 +79,9 @@ class Solve:
         if self.coarse == "naive":
             return RescaledRate(power=0.0)
         if not self.alpha_max >= self.alpha > 0:
-            raise ValueError(f"--alpha-max {self.alpha_max:g} must not be below --alpha {self.alpha:g}, which must be positive.")
+            raise ValueError(
+                f"--alpha-max {self.alpha_max:g} must not be below --alpha {self.alpha:g}, which must be positive."
+            )
         return RescaledRate(max_factor=self.alpha_max / self.alpha)
 
 
@@ -99,7 +103,9 @@ class Tables:
 
     def run(self, console: Console) -> int:
         numbers = _numbers(self.tables)
-        tables = [(experiments.paper_table(n), experiments.run_table(n, max_steps=self.max_steps, seed=self.seed)) for n in numbers]
+        tables = [
+            (experiments.paper_table(n), experiments.run_table(n, max_steps=self.max_steps, seed=self.seed)) for n in numbers
+        ]
         rows = []
         for table, results in tables:
             cap = "none" if table.alpha_max is None else f"{table.alpha_max:g}"

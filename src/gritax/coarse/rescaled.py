@@ -1,16 +1,17 @@
 """The coarse step of Schroder (2017): one training step with a larger learning rate."""
 
 import math
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 
-class RescaledRate(eqx.Module):
+@dataclass(frozen=True)
+class RescaledRate:
     r"""One training step whose update is multiplied by $\min(M^p, c)$, for a stride of $M$ steps.
 
     **Arguments**
@@ -32,11 +33,11 @@ class RescaledRate(eqx.Module):
     (4.0, 8.0)
     """
 
-    power: float = eqx.field(static=True, default=1.0)
-    max_factor: float = eqx.field(static=True, default=math.inf)
-    data: Literal["level", "injected", "averaged"] = eqx.field(static=True, default="level")
+    power: float = 1.0
+    max_factor: float = math.inf
+    data: Literal["level", "injected", "averaged"] = "level"
 
-    def __check_init__(self):
+    def __post_init__(self):
         if not isinstance(self.power, Real) or not 0 <= self.power < math.inf:
             raise ValueError(f"power must be a number of at least 0, not {self.power!r}.")
         if not isinstance(self.max_factor, Real) or not self.max_factor >= 1:
@@ -46,7 +47,7 @@ class RescaledRate(eqx.Module):
 
     def factor(self, stride: int) -> float:
         """What the update of a step of this stride is multiplied by."""
-        return min(float(stride) ** self.power, self.max_factor)
+        return float(min(stride**self.power, self.max_factor))
 
     def __call__(self, step: Any, state: PyTree, start: Array, stride: int) -> PyTree:
         return step.update(state, self._batch(step.batch, start, stride), self.factor(stride))

@@ -20,8 +20,8 @@ from ..problems import Problem
 class Comparison:
     """A solution and its serial twin.
 
-    - `distance`, `relative_distance`: 2-norm of the difference of the final weights, and the same divided by the distance that they
-      travelled.
+    - `distance`, `relative_distance`: 2-norm of the difference of the final weights, and the same divided by the distance
+      that they travelled.
     - `loss`, `accuracy`: of the solution's weights, on all examples; `serial_loss`, of the serial ones.
     - `seconds`, `serial_seconds`: wall-clock time of the whole calls, compiled before, the median of the runs that were made.
     - `first_seconds`: of the first solve, with its compilation.
@@ -49,10 +49,10 @@ class Comparison:
         if solution.potential_speedup <= 1:
             return f"{sentence}, and with this method no number of devices would change that."
         evaluations = solution.work / solution.num_steps
+        devices = f"{jax.device_count()} {jax.default_backend().upper()} device{'s' if jax.device_count() > 1 else ''}"
         return (
-            f"{sentence}; with unlimited devices the solve could be {solution.potential_speedup:.1f} times faster than serial, but it makes "
-            f"{evaluations:.0f} times as many evaluations, and here they share {jax.device_count()} {jax.default_backend().upper()} "
-            f"device{'s' if jax.device_count() > 1 else ''}."
+            f"{sentence}; with unlimited devices the solve could be {solution.potential_speedup:.1f} times faster than serial, "
+            f"but it makes {evaluations:.0f} times as many evaluations, and here they share {devices}."
         )
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PaperTable:
 
 @cache
 def _published() -> dict:
-    return json.loads(files(__package__).joinpath("paper_tables.json").read_text())
+    return json.loads(files("gritax.experiments").joinpath("paper_tables.json").read_text())
 
 
 def paper_table(number: int) -> PaperTable:
@@ -44,7 +44,8 @@ def paper_table(number: int) -> PaperTable:
     """
     for entry in _published()["tables"]:
         if entry["table"] == number:
-            return PaperTable(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
+            fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+            return PaperTable(**fields)
     raise ValueError(f"the paper has the tables 1 to 16, not {number!r}.")
 
 
@@ -71,8 +72,8 @@ def paper_potential_speedup(num_steps: int, iterations: int, cycle: Literal["V",
     r"""$N / \sigma$, with the paper's count of consecutive applications of $\Phi$ for $m = 2$ and FCF-relaxation.
 
     $\sigma_V(L) = n (17 + 8 (L - 2))$ (eq. 16): 7 on the finest level, 8 on each below it, 10 on the coarsest.
-    $\sigma_F(L) = n \sum_{k=2}^{L} (17 + 8 (k - 2))$, the V-cycles that an F-cycle is made of. This is how the plotted values follow
-    from the tables; the limits of the sum as printed in eq. 17 do not give them.
+    $\sigma_F(L) = n \sum_{k=2}^{L} (17 + 8 (k - 2))$, the V-cycles that an F-cycle is made of. This is how the plotted values
+    follow from the tables; the limits of the sum as printed in eq. 17 do not give them.
 
     A count of another method than ours: `Solution.depth` is smaller, since nothing is computed twice on the finest level.
 

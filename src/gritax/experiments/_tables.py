@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import jax
+import jax.numpy as jnp
 
 from .._hierarchy import Multigrid
 from .._solve import solve
@@ -45,7 +45,7 @@ def run_row(table: PaperTable, num_steps: int, *, seed: int = 1, max_iterations:
 
     `method` replaces single options of the `Multigrid`, to see what a count depends on.
     """
-    if not jax.config.jax_enable_x64:
+    if jnp.zeros(0).dtype != jnp.float64:
         raise ValueError('the paper\'s tolerance needs float64: call jax.config.update("jax_enable_x64", True) first.')
     power = {"2^l": 1.0, "1.25^l": math.log2(1.25), "none": 0.0}[table.growth]
     max_factor = math.inf if table.alpha_max is None else table.alpha_max / table.alpha_base

@@ -54,10 +54,10 @@ class TrainStep(eqx.Module):
     def init(self, params: PyTree) -> TrainState:
         """The state of step 0, from the initial parameters."""
         value = eqx.filter_eval_shape(lambda params: self.loss(params, self.batch(jnp.int32(0))), params)
-        if not (eqx.is_inexact_array(value) or hasattr(value, "shape")) or value.shape != ():
-            raise ValueError(
-                f"loss must return a scalar, not {getattr(value, 'shape', type(value).__name__)}: sum or average over the batch."
-            )
+        shape = getattr(value, "shape", type(value).__name__)
+        if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            found = f"{value.dtype}{list(shape)}" if isinstance(shape, tuple) else f"a {shape}"
+            raise ValueError(f"loss must return a floating-point scalar, not {found}: sum or average over the batch.")
         return TrainState(params, self.optimizer.init(eqx.filter(params, eqx.is_inexact_array)))
 
     def params(self, state: TrainState) -> PyTree:

@@ -1,0 +1,65 @@
+"""The command as a user types it, in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def _gritax(*arguments):
+    return subprocess.run([sys.executable, "-m", "gritax", *arguments], capture_output=True, text=True, timeout=300)
+
+
+def test_solve_xor(tmp_path):
+    file = tmp_path / "run.json"
+    file.write_text("old")
+    done = _gritax("solve", "xor", "--steps", "200", "--coarsening", "4", "--cycle", "V", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for expected in ("level", "stride", "iteration", "residual", "factor", "elapsed", "distance from serial", "accuracy"):
+        assert expected in done.stdout
+    for expected in ("potential speedup", "depth", "work", "serial", "on this machine"):
+        assert expected in done.stdout
+    figures = json.loads(file.read_text())
+    assert figures["converged"] and figures["level_sizes"] == [200, 50, 12]
+    assert len(figures["residuals"]) == figures["iterations"] + 1
+    assert figures["relative_distance"] < 1e-5
+    assert figures["settings"]["steps"] == 200
+
+
+def test_not_converging_has_a_status_of_its_own():
+    done = _gritax("solve", "xor", "--steps", "400", "--max-iterations", "1")
+    assert done.returncode == 3
+    assert "not converged" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("solve", "xor", "--steps", "0"), "num_steps must be a whole number"),
+        (("solve", "xor", "--coarsening", "1"), "coarsening must be"),
+        (("solve", "xor", "--alpha", "-1"), "must be positive"),
+        (("solve", "xor", "--tolerance", "-1"), "tolerance must be"),
+        (("solve", "xor", "--cycle", "W"), "cycle"),
+        (("solve", "sudoku"), "sudoku"),
+        (("solve", "xor", "--json", "no/such/folder/run.json"), "no/such/folder"),
+        (("tables", "1-seven"), "tables must be numbers and ranges"),
+        (("tables", "9"), "four-layer adder"),
+        ((), "solve"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    done = _gritax(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_tables(tmp_path):
+    file = tmp_path / "tables.json"
+    done = _gritax("tables", "2,4", "--max-steps", "100", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    assert "Table 2" in done.stdout and "Table 4" in done.stdout and "published" in done.stdout
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["table"], row["num_steps"], row["published"]) for row in rows] == [(2, 100, 6), (4, 100, 5)]

@@ -1,0 +1,71 @@
+import jax
+import numpy as np
+import pytest
+
+import gritax
+from gritax import experiments
+
+
+def test_the_speedups_of_figure_6_follow_from_the_published_counts():
+    for curve in experiments.paper_figure(6):
+        table = experiments.paper_table(curve["table"])
+        for num_steps, iterations, levels, plotted in zip(
+            table.num_steps, table.iterations, curve["levels"], curve["speedup"], strict=True
+        ):
+            assert experiments.paper_levels(num_steps) == levels
+            speedup = experiments.paper_potential_speedup(num_steps, iterations, curve["cycle"])
+            np.testing.assert_allclose(speedup, plotted, rtol=2e-3)
+
+
+def test_equation_16():
+    for curve in experiments.paper_figure(7):
+        for num_steps, per_iteration in zip(curve["num_steps"], curve["sigma_per_iteration"], strict=True):
+            np.testing.assert_allclose(
+                experiments.paper_potential_speedup(num_steps, 1, curve["cycle"]), num_steps / per_iteration, rtol=1e-12
+            )
+
+
+# The paper does not state the seed of its tables, so counts agree within 3, and within 6 in Table 6.
+@pytest.mark.parametrize("number", range(1, 8))
+def test_tables_up_to_400_steps(number):
+    rows = list(experiments.run_table(number, max_steps=400))
+    assert [row.num_steps for row in rows] == [100, 200, 400]
+    for row in rows:
+        assert abs(row.iterations - row.published) <= (6 if number == 6 else 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(1, 8))
+def test_tables_up_to_6400_steps(number):
+    for row in experiments.run_table(number, max_steps=6400):
+        if row.published is None:
+            assert row.iterations is None
+        else:
+            assert abs(row.iterations - row.published) <= (6 if number == 6 else 3)
+
+
+def test_compare():
+    comparison = experiments.compare(gritax.problems.xor(coarse=gritax.RescaledRate(max_factor=8.0)), 100)
+    assert comparison.solution.converged
+    assert comparison.relative_distance < 1e-5
+    np.testing.assert_allclose(comparison.loss, comparison.serial_loss, rtol=1e-4)
+    assert "on this machine" in comparison.sentence
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: experiments.paper_table(17), "tables 1 to 16"),
+        (lambda: experiments.paper_figure(5), "Figures 6 and 7"),
+        (lambda: experiments.run_table(9), "four-layer adder"),
+        (lambda: experiments.paper_potential_speedup(100, 5, "W"), "cycle"),
+    ],
+)
+def test_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_tables_need_float64():
+    with jax.enable_x64(False), pytest.raises(ValueError, match="needs float64"):
+        next(experiments.run_table(1))
