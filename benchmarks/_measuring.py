@@ -78,8 +78,12 @@ def machine() -> dict:
         "platform": platform.platform(),
         "cpu": _cpu_model(),
         "cpu_count": os.cpu_count(),
-        "load_average_before": [round(load, 2) for load in os.getloadavg()],
     }
+
+
+def load() -> float:
+    """Processes that ran or waited for a core, on average over the last minute."""
+    return round(os.getloadavg()[0], 2)
 
 
 def versions() -> dict:

@@ -1,6 +1,6 @@
 """The cost of the machinery: what gritax takes on top of the arithmetic of the training steps.
 
-    python benchmarks/machinery.py [--json FILE] [--only NAME ...] [--peer-python PATH]
+python benchmarks/machinery.py [--json FILE] [--only NAME ...] [--peer-python PATH]
 """
 
 import argparse
@@ -13,7 +13,7 @@ import memory
 import peer
 import serial
 import sweep
-from _measuring import machine, today, versions
+from _measuring import load, machine, today, versions
 
 
 MEASUREMENTS = {"compilation": compilation, "sweep": sweep, "peer": peer, "memory": memory, "serial": serial}
@@ -26,13 +26,16 @@ def main() -> None:
     parser.add_argument("--peer-python", metavar="PATH", help="the Python of an environment with PyMGRIT")
     options = parser.parse_args()
 
-    report = {"command": command(), "date": today(), "machine": machine(), "versions": versions(), "results": {}}
+    report = {"command": command(), "date": today(), "machine": machine(), "versions": versions()}
+    report |= {"load_average": {}, "results": {}}
     for name in options.only:
         if name == "peer" and not options.peer_python:
             print(peer.HOW_TO, end="\n\n")
             continue
         module = MEASUREMENTS[name]
+        before = load()
         results = module.measure(options.peer_python) if name == "peer" else module.measure()
+        report["load_average"][name] = {"before": before, "after": load()}
         report["results"][name] = results
         print(module.__doc__, table([module.HEADER, *module.rows(results)]), sep="\n", end="\n\n", flush=True)
         if options.json:

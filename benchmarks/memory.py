@@ -24,7 +24,7 @@ def measure(repeats: int = 5) -> dict:
     results = [
         {"num_steps": size, "c_points": size // COARSENING, "peak_bytes": summary(values)} for size, values in peaks.items()
     ]
-    for before, each in zip([None, *results], results):
+    for before, each in zip([None, *results[:-1]], results, strict=True):
         each["above_baseline_bytes"] = each["peak_bytes"]["median"] - baseline["median"]
         if before:  # the slope, which leaves out what compilation takes
             more = each["peak_bytes"]["median"] - before["peak_bytes"]["median"]

@@ -44,9 +44,10 @@ def _by_hand():
 
 
 def _main() -> dict:
-    import gritax
     import jax
     import jax.numpy as jnp
+
+    import gritax
 
     problem, train = gritax.problems.xor(), _by_hand()
     results = []

@@ -34,10 +34,11 @@ def rows(results: list[dict]) -> list[tuple]:
 
 def _mlp():
     """tanh, 64-32-10, minibatches of 32 out of 2,048 examples."""
-    import gritax
     import jax.numpy as jnp
     import numpy as np
     import optax
+
+    import gritax
 
     random = np.random.default_rng(0)
     dtype = jnp.zeros(0).dtype
@@ -80,6 +81,7 @@ def _compare(name, phi, state, level, pairs):
     import jax
     import jax.numpy as jnp
     import numpy as np
+
     from gritax._evolution import Evolution, as_arrays
     from gritax._relaxation import arrived, relax, relax_coarse
 

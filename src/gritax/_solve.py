@@ -81,7 +81,7 @@ def solve(
     >>> import gritax
     >>> solution = gritax.solve(lambda u, start, stride: u / (1 + 0.01 * stride), 1.0, 1000)
     >>> solution.level_sizes, solution.iterations
-    ((1000, 250, 62, 15), 3)
+    ((1000, 250, 62, 15), 5)
     """
     began = time.perf_counter()
     require_whole("max_iterations", max_iterations, 0)

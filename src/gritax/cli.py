@@ -2,8 +2,12 @@
 
 import json
 import math
+import os
+import platform
+import shlex
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +69,7 @@ class Solve:
             _one_or_many(self.coarsening), self.levels, cycle=self.cycle, relaxation=_one_or_many(self.relaxation)
         )
         method.hierarchy(self.steps)
+        _require_writable(self.json)
         console.print(f"XOR, {self.steps:,} steps of gradient descent at learning rate {self.alpha:g}, {self.dtype}\n")
         comparison = experiments.compare(
             problem, self.steps, method, progress=Lines(console), tolerance=self.tolerance, max_iterations=self.max_iterations
@@ -102,6 +107,7 @@ class Tables:
     """Write the rows to this file as well, replacing it."""
 
     def run(self, console: Console) -> int:
+        _require_writable(self.json)
         numbers = _numbers(self.tables)
         tables = [
             (experiments.paper_table(n), experiments.run_table(n, max_steps=self.max_steps, seed=self.seed)) for n in numbers
@@ -146,8 +152,9 @@ def _show(console: Console, comparison: Comparison) -> None:
         ("seconds", f"{comparison.seconds:.3f} parallel, {comparison.serial_seconds:.3f} serial, both compiled before"),
         ("first solve", f"{comparison.first_seconds:.2f} s with its compilation"),
     )
-    console.print(str(comparison.solution), *(f"{name:<21}  {value}" for name, value in rows), sep="\n")
-    console.print(f"\n{comparison.sentence}", soft_wrap=False)
+    lines = [str(comparison.solution), *(f"{name:<21}  {value}" for name, value in rows)]
+    console.print("\n".join(lines), soft_wrap=True)
+    console.print(f"\n{comparison.sentence}")
 
 
 def _figures(comparison: Comparison) -> dict[str, Any]:
@@ -167,14 +174,24 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+def _require_writable(path: Path | None) -> None:
+    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK) and not path.is_dir()):
+        raise ValueError(f"--json {path}: no file can be written there. Name a file in a folder that exists.")
+
+
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    made_by = {
+        "command": shlex.join(["gritax", *sys.argv[1:]]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()}",
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("gritax", "jax", "numpy")}},
+    }
+    path.write_text(json.dumps(made_by | content, indent=2) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command with `arguments`, those of the process if not given, and exits with its status."""
     command = tyro.extras.subcommand_cli_from_dict(
-        {"solve": Solve, "tables": Tables}, prog="gritax", description=__doc__, args=arguments
+        {"solve": Solve, "tables": Tables}, prog="gritax", description="Training in parallel over its own steps.", args=arguments
     )
     jax.config.update("jax_enable_x64", True)
     try:
