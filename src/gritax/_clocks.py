@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 
 from ._evolution import Evolution
 from ._hierarchy import Level
-from ._validation import leaf_name
+from ._state import leaf_name
 
 
 _BATCH = 65_536

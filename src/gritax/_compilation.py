@@ -42,7 +42,7 @@ def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:
         else:
             lanes = level.num_intervals + (level.tail > 0)
             kernels.append((relax_coarse, (level, evolution, c, g, count, count)))
-            kernels.append((all_points, (level, c, points(lanes, level.factor))))
+            kernels.append((all_points, (level, c, points(level.factor, lanes))))
     # Tracing stays in this thread: JAX's settings, such as a default device, may be those of a thread.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for compiled in [pool.submit(kernel.lower(*arguments).compile) for kernel, arguments in kernels]:

@@ -5,28 +5,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PyTree
+
+from ._state import called, is_data
 
 
 Phi = Callable[[PyTree, Any, int], PyTree]
-
-
-def _is_data(leaf) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
-
-
-def as_arrays(state: PyTree) -> PyTree:
-    """The state with its numbers as strongly typed arrays; flags, strings and functions stay as they are."""
-
-    def convert(leaf):
-        if _is_data(leaf) or (isinstance(leaf, int | float | complex) and not isinstance(leaf, bool)):
-            array = jnp.asarray(leaf)
-            return jax.lax.convert_element_type(array, array.dtype)
-        return leaf
-
-    return jax.tree.map(convert, state)
 
 
 class _Static:
@@ -34,7 +18,7 @@ class _Static:
 
     def __init__(self, tree: PyTree, name: str):
         leaves, self.structure = jax.tree.flatten(tree)
-        self.leaves = tuple(None if _is_data(leaf) else leaf for leaf in leaves)
+        self.leaves = tuple(None if is_data(leaf) else leaf for leaf in leaves)
         try:
             self._hash = hash((self.leaves, self.structure))
         except TypeError as error:
@@ -69,7 +53,7 @@ class Evolution:
     """
 
     def __init__(self, phi: Phi, state: PyTree):
-        data = tuple(leaf for leaf in jax.tree.leaves(phi) if _is_data(leaf))
+        data = tuple(leaf for leaf in jax.tree.leaves(phi) if is_data(leaf))
         self._aux = (_Static(phi, "phi"), _Static(state, "state"), 1)
         self._children = (data, jax.tree.map(lambda x: x[None], self.split(state)[1]))
 
@@ -103,8 +87,9 @@ class Evolution:
 
     def advance(self, floating: PyTree[Array], clock: PyTree[Array], start: Array, stride: int):
         """One application of phi to the split state. After a coarse step the clocks are those of the fine steps."""
-        state = as_arrays(self.phi(self.merge(floating, clock), start, stride))
-        floating, clock = self.split(state)
+        name, phi = f"phi(state, start, {stride})", self.phi
+        after = called(name, "start", lambda state, start: phi(state, start, stride), self.merge(floating, clock), start)
+        floating, clock = self.split(after)
         return floating, clock if stride == 1 else self.clock(start + stride)
 
     def params(self, floating: PyTree[Array], clock: PyTree[Array]) -> PyTree[Array]:

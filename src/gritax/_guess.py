@@ -4,14 +4,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._cycle import Cycle
-from ._evolution import as_arrays
 from ._relaxation import Points
-from ._validation import require_guess
+from ._state import called
 
 
 InitialGuess = Literal["nested", "zeros", "constant"] | Callable[[Any], PyTree]
@@ -19,7 +19,7 @@ InitialGuess = Literal["nested", "zeros", "constant"] | Callable[[Any], PyTree]
 
 def require_known_guess(initial_guess: InitialGuess, state: PyTree) -> None:
     if callable(initial_guess):
-        require_guess(initial_guess, state)
+        eqx.filter_eval_shape(partial(_guessed, initial_guess, state), jax.ShapeDtypeStruct((), jnp.int32))
     elif initial_guess not in ("nested", "zeros", "constant"):
         raise ValueError(
             f'initial_guess must be "nested", "zeros", "constant" or a function step -> state, not {initial_guess!r}.'
@@ -33,8 +33,13 @@ def first_guess(cycle: Cycle, u0: PyTree[Array], initial_guess: InitialGuess) ->
     if not callable(initial_guess):
         return _uniform(u0, cycle.hierarchy[0], initial_guess == "zeros")
     steps = jnp.arange(1, cycle.hierarchy[0].num_intervals + 1, dtype=jnp.int32) * cycle.hierarchy[0].factor
-    rest = jax.vmap(lambda step: cycle.evolution.split(as_arrays(initial_guess(step)))[0])(steps)
+    state = cycle.evolution.merge(u0, cycle.evolution.clock(jnp.int32(0)))
+    rest = jax.vmap(lambda step: cycle.evolution.split(_guessed(initial_guess, state, step))[0])(steps)
     return jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), u0, rest)
+
+
+def _guessed(initial_guess, state, step):
+    return called("initial_guess(step)", "step", lambda _, step: initial_guess(step), state, step)
 
 
 @partial(jax.jit, static_argnames=("finest", "zeros"))

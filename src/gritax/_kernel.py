@@ -10,7 +10,7 @@ from ._hierarchy import Level
 
 # A kernel on so few numbers costs more to compile than to run: XLA's older code generator takes half the time, and its code
 # runs up to twice as long. Never on the finest level, whose arithmetic is that of the serial twin.
-_SMALL = 2**18
+_SMALL = 2**15
 _QUICK = {"xla_cpu_use_fusion_emitters": False}
 
 

@@ -62,8 +62,8 @@ def relax_coarse(
 ) -> tuple[Points, Points, Points]:
     """On a coarse level, a sweep and `sweeps - 1` times {C-relaxation, sweep}: `c`, the arrivals, and what was reached.
 
-    That is the F-points, and arrivals where there is a C-point, as [interval, point in it]. A sweep ends after `steps`
-    applications: `factor` of them for arrivals, one less for a plain F-relaxation.
+    That is the F-points, and arrivals where there is a C-point, as [point in its interval, interval]. A sweep ends after
+    `steps` applications: `factor` of them for arrivals, one less for a plain F-relaxation.
     """
     lanes = level.num_intervals + (level.tail > 0)
     starts = _starts(level, lanes)
@@ -73,8 +73,8 @@ def relax_coarse(
         def step(j, carry):
             u, clock, reached = carry
             u, clock = _apply(level, evolution, u, clock, starts + j * level.stride)
-            u = jax.tree.map(lambda x, y: x + jax.lax.dynamic_index_in_dim(y, j, 1, keepdims=False), u, g)
-            return u, clock, jax.tree.map(lambda r, x: jax.lax.dynamic_update_index_in_dim(r, x, j, 1), reached, u)
+            u = jax.tree.map(lambda x, y: x + jax.lax.dynamic_index_in_dim(y, j, 0, keepdims=False), u, g)
+            return u, clock, jax.tree.map(lambda r, x: jax.lax.dynamic_update_index_in_dim(r, x, j, 0), reached, u)
 
         u = jax.tree.map(lambda x: x[:lanes], c)
         return jax.lax.fori_loop(jnp.int32(0), steps, step, (u, jax.vmap(evolution.clock)(starts), reached))[2]
@@ -85,9 +85,9 @@ def relax_coarse(
         return c, sweep(c, reached)
 
     def arrivals(reached):
-        return jax.tree.map(lambda x: x[: level.num_intervals, -1], reached)
+        return jax.tree.map(lambda x: x[-1, : level.num_intervals], reached)
 
-    reached = jax.tree.map(lambda x, y: jnp.zeros_like(y).at[: level.num_intervals, -1].set(x), arrived(c), g)
+    reached = jax.tree.map(lambda x, y: jnp.zeros_like(y).at[-1, : level.num_intervals].set(x), arrived(c), g)
     c, reached = jax.lax.fori_loop(jnp.int32(0), sweeps, cycle, (c, reached))
     return c, arrivals(reached), reached
 
@@ -110,9 +110,9 @@ def _c_relax(c, e, weight):
 
 
 def _by_interval(level, lanes, x):
-    """Values at the points 1, …, size as [interval, point in it]."""
+    """Values at the points 1, …, size as [point in its interval, interval]."""
     missing = lanes * level.factor - level.size
-    return jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)).reshape(lanes, level.factor, *x.shape[1:])
+    return jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)).reshape(lanes, level.factor, *x.shape[1:]).swapaxes(0, 1)
 
 
 @per_level
@@ -120,7 +120,7 @@ def all_points(level: Level, c: Points, reached: Points) -> Points:
     """The points `0, …, size` of a coarse level from its C-points and the F-points in `reached`."""
 
     def interleave(c, reached):
-        points = reached.at[: level.num_intervals, -1].set(c[1:])
+        points = reached.at[-1, : level.num_intervals].set(c[1:]).swapaxes(0, 1)
         return jnp.concatenate([c[:1], points.reshape(-1, *c.shape[1:])[: level.size]])
 
     return jax.tree.map(interleave, c, reached)

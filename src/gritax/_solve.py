@@ -21,7 +21,7 @@ from ._guess import InitialGuess, first_guess, require_known_guess
 from ._hierarchy import Hierarchy, Multigrid, require_whole
 from ._relaxation import Points, arrived
 from ._solution import Iteration, Solution
-from ._validation import require_same_structure, validated
+from ._validation import validated
 
 
 logger = logging.getLogger("gritax")
@@ -90,9 +90,7 @@ def solve(
     hierarchy = method.hierarchy(num_steps)
     evolution, floating, clock = validated(phi, state, num_steps)
     monitor = Monitor(tolerance, int(max_iterations), coarsest_dtype(floating))
-    whole = evolution.merge(floating, clock)
-    require_same_structure(phi, whole, [level.stride for level in hierarchy.levels[1:]])
-    require_known_guess(initial_guess, whole)
+    require_known_guess(initial_guess, evolution.merge(floating, clock))
     progress = progress or Progress()
     progress.begin(hierarchy)
     evolution, last_clock = tabulate(evolution, floating, clock, hierarchy[0])

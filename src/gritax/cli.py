@@ -191,7 +191,10 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command with `arguments`, those of the process if not given, and exits with its status."""
     command = tyro.extras.subcommand_cli_from_dict(
-        {"solve": Solve, "tables": Tables}, prog="gritax", description="Training in parallel over its own steps.", args=arguments
+        {"solve": Solve, "tables": Tables},
+        prog="gritax",
+        description="Training in parallel over its own steps.",
+        args=arguments,
     )
     jax.config.update("jax_enable_x64", True)
     try:
