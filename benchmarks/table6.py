@@ -1,6 +1,6 @@
 """What the counts of the paper's Table 6 depend on: the seed, the first down-sweep, the cycle, the coarsest level.
 
-    python benchmarks/table6.py benchmarks/results/table6.json
+python benchmarks/table6.py benchmarks/results/table6.json
 """
 
 import json
@@ -30,7 +30,8 @@ def main(file: str) -> None:
         counts[name] = [experiments.run_row(table, num_steps, **options).iterations for num_steps in _NUM_STEPS]
         print(f"{name:40} {counts[name]}", flush=True)
     published = [table.iterations[table.num_steps.index(num_steps)] for num_steps in _NUM_STEPS]
-    result = {"command": f"python benchmarks/table6.py {file}", "num_steps": _NUM_STEPS, "published": published, "counts": counts}
+    command = f"python benchmarks/table6.py {file}"
+    result = {"command": command, "num_steps": _NUM_STEPS, "published": published, "counts": counts}
     Path(file).write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -11,7 +11,6 @@ class ObviousMGRIT:
         self.phi, self.sizes, self.factors = phi, sizes, [*factors, None]
         self.relaxation, self.weight, self.cycle = [*relaxation, None], weight, cycle
         self.strides = [int(np.prod(factors[:level], dtype=int)) for level in range(len(sizes))]
-        self.evaluations = 0
         self.u = [[np.zeros_like(u0) for _ in range(size + 1)] for size in sizes]
         self.g = [[np.zeros_like(u0) for _ in range(size + 1)] for size in sizes]
         self.u[0] = [u0] + [guess(step) for step in range(1, sizes[0] + 1)]
@@ -19,7 +18,6 @@ class ObviousMGRIT:
 
     def step(self, level, k):
         """What the equation of the level wants at point k."""
-        self.evaluations += 1
         stride = self.strides[level]
         return self.phi(self.u[level][k - 1], (k - 1) * stride, stride) + self.g[level][k]
 

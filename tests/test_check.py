@@ -25,11 +25,23 @@ def test_a_coarse_step_that_is_exact_has_no_defect():
 
 def test_a_coarse_step_that_is_wrong_is_reported():
     report = gritax.check(lambda u, start, stride: u * 0.99 if stride == 1 else u * 1.5, 1.0, 100)
-    assert not report.ok and "times as wrong as standing still" in str(report)
+    assert not report.ok and "no coarse step is useful" in str(report)
+
+
+def test_the_stride_from_which_coarse_steps_are_worse_than_none():
+    # Rate times curvature .05: one step of stride M is 1 - .05 M against .95^M, worse than standing still beyond M = 32.
+    report = gritax.check(lambda u, start, stride: u - 0.05 * stride * u, 1.0, 1000)
+    assert [each.stride for each in report.consistency] == [2, 4, 8, 16, 32, 64]
+    assert not report.ok and "useful up to a stride of 32" in str(report)
+
+
+def test_a_step_that_does_not_move_is_no_error():
+    report = gritax.check(lambda u, start, stride: u if stride == 1 else u + 1, 1.0, 100)
+    assert not report.ok and report.consistency[0].defect == np.inf
 
 
 def test_strides_beyond_the_run_are_left_out():
-    assert [each.stride for each in gritax.check(_decay, 1.0, 5).consistency] == [2, 4]
+    assert [each.stride for each in gritax.check(_decay, 1.0, 5, strides=(2, 4, 8)).consistency] == [2, 4]
 
 
 def test_hidden_randomness_is_found():

@@ -28,6 +28,21 @@ def test_solve_xor(tmp_path):
     assert figures["settings"]["steps"] == 200
 
 
+def test_every_option_reaches_the_solve(tmp_path):
+    file = tmp_path / "run.json"
+    done = _gritax(
+        *("solve", "xor", "--steps", "130", "--alpha", "0.5", "--seed", "2", "--coarsening", "4", "2", "--levels", "3"),
+        *("--cycle", "V", "--relaxation", "0", "1", "--coarse", "naive", "--tolerance", "1e-3", "--dtype", "float32"),
+        *("--json", str(file)),
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(file.read_text())
+    assert figures["level_sizes"] == [130, 32, 16]
+    assert figures["residuals"][-1] <= 1e-3 < figures["residuals"][-2]
+    assert "float32" in done.stdout
+    assert figures["command"].startswith("gritax solve xor --steps 130") and figures["versions"]["jax"]
+
+
 def test_not_converging_has_a_status_of_its_own():
     done = _gritax("solve", "xor", "--steps", "400", "--max-iterations", "1")
     assert done.returncode == 3
@@ -44,7 +59,10 @@ def test_not_converging_has_a_status_of_its_own():
         (("solve", "xor", "--cycle", "W"), "cycle"),
         (("solve", "sudoku"), "sudoku"),
         (("solve", "xor", "--json", "no/such/folder/run.json"), "no/such/folder"),
+        (("solve", "xor", "--max-iterations", "-1"), "--max-iterations must be a whole number"),
         (("tables", "1-seven"), "tables must be numbers and ranges"),
+        (("tables", "3-1"), "names none"),
+        (("tables", "2", "--max-steps", "50"), "--max-steps must be"),
         (("tables", "9"), "four-layer adder"),
         ((), "solve"),
     ],

@@ -2,8 +2,10 @@
 
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import gritax
@@ -27,16 +29,50 @@ def test_divergence_names_iteration_level_and_cure():
     assert message.startswith("diverged at iteration 1: the residual grew to ")
     # One step of stride M multiplies the stiffest mode by 1 - 0.05 M 10: by -1 for M = 4, by -7 for M = 16.
     assert "level 2 (stride 16) grew: it amplifies perturbations 7-fold" in message
-    assert "Use max_levels=2" in message
+    assert "max_levels=2" in message
     solution = caught.value.solution
     assert not solution.converged and solution.iterations == 1
 
 
 def test_a_stall_names_the_unstable_level_and_the_cure_works():
     phi = _descent(lambda stride: 0.05 * stride)
-    with pytest.raises(gritax.ConvergenceError, match=r"does not fall. The propagator of level 3 \(stride 8\) grew.* 3-fold"):
+    with pytest.raises(gritax.ConvergenceError, match=r"hardly falls. The propagator of level 3 \(stride 8\) grew.* 3-fold"):
         gritax.solve(phi, jnp.ones(3), 1000, gritax.Multigrid(2), initial_guess="zeros", max_iterations=15)
     assert gritax.solve(phi, jnp.ones(3), 1000, gritax.Multigrid(2, max_levels=2)).converged
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_an_unstable_coarse_step_is_not_blamed_on_the_training_step(rate):
+    """A tanh regression that trains well serially, and whose coarse steps, rescaled without a limit, blow up."""
+    inputs = jax.random.normal(jax.random.key(0), (64, 3))
+    targets = jnp.sum(jnp.sin(inputs), axis=1)
+    params = {"w": jax.random.normal(jax.random.key(1), (3, 8)), "v": jnp.zeros(8)}
+
+    def loss(params, batch):
+        return jnp.mean((jnp.tanh(batch[0] @ params["w"]) @ params["v"] - batch[1]) ** 2)
+
+    def solve(max_levels):
+        step = gritax.TrainStep(loss, optax.sgd(rate), lambda step: (inputs, targets))
+        return gritax.solve(step, step.init(params), 2000, gritax.Multigrid(max_levels=max_levels))
+
+    with pytest.raises(gritax.ConvergenceError, match=r"The propagator of level \d \(stride \d+\) grew") as caught:
+        solve(None)
+    message = str(caught.value)
+    assert "training step itself" not in message
+    assert solve(int(message.split("max_levels=")[1].split(",")[0])).converged
+
+
+def test_a_coarse_step_that_is_not_finite_is_named():
+    with pytest.raises(gritax.ConvergenceError, match=r"level 1 \(stride 4\) grew: it is not finite"):
+        gritax.solve(lambda u, start, stride: u * 0.99 if stride == 1 else u * jnp.nan, jnp.ones(2), 100)
+
+
+def test_a_residual_that_only_looks_smaller_is_no_hope():
+    """The relative residual falls because the iterate runs away: no advice to go on."""
+    problem = gritax.problems.xor(coarse=gritax.RescaledRate(max_factor=1000.0))
+    with pytest.raises(gritax.ConvergenceError) as caught:
+        gritax.solve(problem.step, problem.state, 1600, max_iterations=4)
+    assert "raise max_iterations" not in str(caught.value)
 
 
 def test_a_training_step_beyond_its_own_limit_is_told_from_a_coarse_one():

@@ -39,6 +39,25 @@ def test_three_levels(cycle, sweeps, depth, work):
     assert solution.potential_speedup == 16 / depth
 
 
+@pytest.mark.parametrize("cycle", ["V", "F"])
+def test_four_levels(cycle):
+    """Sizes 32, 16, 8, 4. An F-cycle descends once and adds V-cycles from level 2 and from level 1."""
+    solution = _solve(32, 1, cycle=cycle, max_levels=4)
+    depth, work = 2 + (2 + 2), 32 + (32 + 32)
+    # Each visit relaxes with a sweep and an FC sweep; each descent to a level costs one right-hand side; filling F-points
+    # ends every V-cycle part on its level: once for a V-cycle, and in an F-cycle once for each V-cycle that passes through.
+    relaxations = {"V": (1, 1), "F": (2, 3)}[cycle]
+    descents = {"V": (1, 1, 1), "F": (1, 2, 3)}[cycle]
+    fills = {"V": (1, 1), "F": (1, 2)}[cycle]
+    sizes = (16, 8, 4)
+    for level in (0, 1):
+        depth += relaxations[level] * 4 + fills[level] * 1
+        work += relaxations[level] * 2 * sizes[level] + fills[level] * sizes[level] // 2
+    depth += sum(descents) + descents[2] * 4
+    work += sum(n * size for n, size in zip(descents, sizes, strict=True)) + descents[2] * 4
+    assert (solution.depth, solution.work) == (depth, work)
+
+
 def test_parareal():
     # m = 4 on 20 steps: a sweep of 4 for the guess; right-hand side 1, coarse solve 5, and a sweep of 4 for the result.
     solution = _solve(20, 3, coarsening=4, relaxation=0, max_levels=2)

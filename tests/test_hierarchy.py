@@ -50,6 +50,7 @@ def test_relaxation_and_weight_reach_the_levels():
         ({"cycle": "W"}, "cycle"),
         ({"c_relaxation_weight": 0}, "c_relaxation_weight"),
         ({"c_relaxation_weight": 2.0}, "c_relaxation_weight"),
+        ({"skip_first_down": "yes"}, "skip_first_down"),
     ],
 )
 def test_refused_options(options, argument):
@@ -61,6 +62,11 @@ def test_refused_options(options, argument):
 def test_refused_step_counts(num_steps):
     with pytest.raises(ValueError, match="num_steps must be a whole number of at least 1"):
         gritax.Multigrid().hierarchy(num_steps)
+
+
+def test_more_steps_than_int32_can_count():
+    with pytest.raises(ValueError, match="num_steps must be below 2\\^31"):
+        gritax.Multigrid(2**16).hierarchy(2**33)
 
 
 def test_too_few_relaxation_numbers():

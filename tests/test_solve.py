@@ -188,16 +188,17 @@ def test_complex_states():
     np.testing.assert_allclose(solution.state, gritax.solve_serial(phi, jnp.array([1.0 + 0.5j]), 200), rtol=1e-5)
 
 
-def test_a_second_solve_compiles_nothing(compilations):
-    def solve(alpha):
-        problem = gritax.problems.xor(coarse=gritax.RescaledRate(max_factor=8.0), seed=alpha)
-        return gritax.solve(problem.step.optimizer and phi, problem.state.params, 60)
-
+def test_all_is_compiled_before_the_first_iteration_and_once(compilations):
     def phi(params, start, stride):
         return jax.tree.map(lambda w: w - 0.01 * stride * jnp.tanh(w), params)
 
-    solve(1)
-    before = len(compilations)
-    solve(2)
-    assert before > 0
-    assert len(compilations) == before
+    class CountAtBegin(gritax.Progress):
+        def iteration(self, iteration):
+            counts.append(len(compilations))
+
+    counts = []
+    gritax.solve(phi, {"w": jnp.ones(3)}, 61, gritax.Multigrid(2, cycle="F"), tolerance=1e-12, progress=CountAtBegin())
+    assert counts[0] > 0
+    assert set(counts) == {counts[0]}
+    gritax.solve(phi, {"w": jnp.full(3, 0.5)}, 61, gritax.Multigrid(2, cycle="F"), tolerance=1e-12)
+    assert len(compilations) == counts[0]

@@ -163,7 +163,7 @@ def test_other_data_compile_nothing(compilations):
         step = gritax.TrainStep(loss, optimizer, Fixed(jnp.full(2, value)))
         return gritax.solve(step, step.init(jnp.zeros(2)), 100).params
 
-    first = final(1.0)
+    first = np.asarray(final(1.0))
     before = len(compilations)
     np.testing.assert_allclose(final(3.0), 3 * first, rtol=1e-5)
     assert len(compilations) == before
@@ -185,6 +185,47 @@ def test_other_data_compile_nothing(compilations):
 def test_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((3, optax.sgd(0.1), lambda step: 1.0), "loss must be a function"),
+        ((jnp.sum, 0.1, lambda step: 1.0), "optimizer must be an Optax transformation"),
+        ((jnp.sum, optax.sgd(0.1), (1.0, 2.0)), r"batch must be a function batch\(step\), not a tuple"),
+        ((jnp.sum, optax.sgd(0.1), lambda step: 1.0, "rescaled"), "coarse must be a coarse propagator"),
+        ((jnp.sum, optax.sgd(0.1), lambda step: 1.0, gritax.RescaledRate), "coarse must be a coarse propagator"),
+    ],
+)
+def test_arguments_of_another_kind(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        gritax.TrainStep(*arguments)
+
+
+def _quadratic(batch=lambda step: jnp.ones(3), loss=lambda w, x: jnp.sum((w - x) ** 2)):
+    return gritax.TrainStep(loss, optax.sgd(0.001), batch)
+
+
+def test_a_loss_with_auxiliary_values():
+    with pytest.raises(ValueError, match="not a tuple: leave auxiliary values out"):
+        _quadratic(loss=lambda w, x: (jnp.sum(w), {})).init(jnp.ones(3))
+
+
+@pytest.mark.parametrize("batch", [lambda step: [1.0, 2.0][step % 2], lambda step: np.ones(5)[step : step + 2]])
+def test_a_batch_that_needs_the_value_of_the_step(batch):
+    with pytest.raises(ValueError, match=r"batch\(step\) needs the value of `step`"):
+        _quadratic(batch).init(jnp.ones(3))
+
+
+def test_parameters_in_place_of_a_state():
+    with pytest.raises(ValueError, match=r"state must come from TrainStep\.init\(params\)"):
+        gritax.solve(_quadratic(), jnp.ones(3), 40)
+
+
+def test_an_optimizer_with_moments_runs():
+    step = gritax.TrainStep(lambda w, x: jnp.sum((w - x) ** 2), optax.sgd(0.001, momentum=0.5), lambda step: jnp.ones(3))
+    solution = gritax.solve(step, step.init(jnp.zeros(3)), 100)
+    np.testing.assert_allclose(solution.params, gritax.solve_serial(step, step.init(jnp.zeros(3)), 100).params, rtol=1e-5)
 
 
 def test_averaging_labels_is_refused():

@@ -1,5 +1,6 @@
 """Errors for what a user may get wrong: before any long work, naming the argument."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,12 +60,41 @@ def test_a_coarse_step_that_changes_the_state_is_named_by_its_stride():
             {"initial_guess": lambda step: jnp.zeros(3)},
             r"initial_guess\(step\) changes the state from float64\[\] to float64\[3\]",
         ),
-        ({"initial_guess": lambda step: 1.0 if step > 2 else 0.0}, "initial_guess needs the value of `step`"),
+        ({"initial_guess": lambda step: 1.0 if step > 2 else 0.0}, r"initial_guess\(step\) needs the value of `step`"),
     ],
 )
 def test_options(options, message):
     with pytest.raises(ValueError, match=message):
         gritax.solve(_ok, 1.0, 40, **options)
+
+
+@pytest.mark.parametrize("method", [4, "V", 1e-6, gritax.Multigrid])
+def test_a_method_of_another_kind(method):
+    with pytest.raises(ValueError, match=r"method must be a gritax\.Multigrid"):
+        gritax.solve(_ok, 1.0, 100, method)
+
+
+def test_progress_of_another_kind():
+    with pytest.raises(ValueError, match=r"progress must be a gritax\.Progress"):
+        gritax.solve(_ok, 1.0, 100, progress=True)
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.grad])
+def test_under_a_transformation(transform):
+    with pytest.raises(ValueError, match="cannot run under jit, vmap or grad"):
+        transform(lambda u: gritax.solve(_ok, u, 40).state)(jnp.ones(3)[0 if transform is jax.grad else slice(None)])
+
+
+def test_a_cost_that_is_no_whole_number():
+    class Half:
+        def __call__(self, u, start, stride):
+            return _ok(u, start, stride)
+
+        def depth(self, stride):
+            return stride / 2
+
+    with pytest.raises(ValueError, match=r"phi\.depth\(.*\) must be a whole number"):
+        gritax.solve(Half(), 1.0, 40)
 
 
 def test_nothing_runs_before_the_arguments_are_known_to_fit():

@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from ._convergence import measure, residual_norm
 from ._correction import keep_exact, restrict
 from ._cycle import Cycle, from_nothing
-from ._relaxation import all_points, arrived, march, relax, relax_coarse
+from ._relaxation import all_points, arrived, march, relax_coarse, relax_finest
 
 
 def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:
@@ -27,7 +27,7 @@ def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:
     finest, *coarser = cycle.hierarchy.levels
     c, e = points(finest.num_intervals + 1), points(finest.num_intervals)
     kernels = [
-        (relax, (finest, evolution, c, e, count)),
+        (relax_finest, (finest, evolution, c, e, count)),
         (measure, (finest, evolution, c, e, u0)),
         (residual_norm, (c, e)),
         (arrived, (c,)),

@@ -92,18 +92,18 @@ def require_tolerance(tolerance: float | None) -> None:
         )
 
 
-def coarsest_dtype(floating: PyTree[Array]) -> jnp.dtype:
+def least_precise(floating: PyTree[Array]) -> jnp.dtype:
     """The floating dtype with the fewest digits: it sets the rounding floor."""
     return max((leaf.dtype for leaf in jax.tree.leaves(floating)), key=lambda dtype: float(jnp.finfo(dtype).eps))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why the solve ended, as a sentence; `puzzling` if the cause must be looked for in the levels."""
+    """Why the solve ended, as a sentence; `undiagnosed` if the cause must be looked for in the levels."""
 
     converged: bool
     sentence: str
-    puzzling: bool = False
+    undiagnosed: bool = False
 
     def because(self, diagnosis: str) -> "Verdict":
         return replace(self, sentence=f"{self.sentence}. {diagnosis}")
@@ -117,6 +117,7 @@ class Monitor:
     max_iterations: int
     dtype: jnp.dtype
     history: list[float] = field(default_factory=list)
+    first: float = math.inf
     best: float = math.inf
 
     @property
@@ -171,6 +172,7 @@ class Monitor:
     def _diverged(self, iteration: int, norms: Norms) -> Verdict | None:
         # On the residual itself: a relative one is divided by weights that grow as well.
         residual, best = norms.residual, self.best
+        self.first = norms.residual if iteration == 0 else self.first
         self.best = min(best, residual) if math.isfinite(residual) else best
         if math.isfinite(residual) and residual <= _DIVERGED * max(self.best, self.eps * norms.scale):
             return None
@@ -185,12 +187,11 @@ class Monitor:
 
     def _too_slow(self, iteration: int, residual: float, tolerance: float, name: str) -> Verdict:
         sentence = f"not converged: {name} {residual:.3g} after {iteration} iterations, tolerance {tolerance:.3g}"
-        span = min(5, len(self.history) - 1)
-        earlier = self.history[-1 - span]
-        if span and 0 < residual < 0.95 * earlier < math.inf:
-            factor = (residual / earlier) ** (1 / span)
+        past = self.history[1:][-6:]  # the initial guess is no iterate to judge a rate by
+        if len(past) > 1 and 0 < residual < 0.95 * past[0] < math.inf and self.best < self.first:
+            factor = (residual / past[0]) ** (1 / (len(past) - 1))
             more = math.ceil(math.log(tolerance / residual) / math.log(factor))
-            return Verdict(
-                False, f"{sentence}. At the last factor of {factor:.2f}, about {more} more would do: raise max_iterations"
-            )
-        return Verdict(False, f"{sentence}, and it does not fall", True)
+            if more <= max(10, 4 * iteration):
+                cure = f"At the last factor of {factor:.2f}, about {more} more would do: raise max_iterations"
+                return Verdict(False, f"{sentence}. {cure}")
+        return Verdict(False, f"{sentence}, and it hardly falls", True)

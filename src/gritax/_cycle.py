@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from . import _relaxation as kernels
+from ._convergence import residual_norm
 from ._correction import keep_exact, restrict
 from ._evolution import Evolution, Phi, cost
 from ._hierarchy import Hierarchy, Level, Multigrid
-from ._relaxation import Points, all_points, arrived, march, relax, relax_coarse
+from ._relaxation import Points, arrived
 
 
 @dataclass
@@ -29,24 +31,49 @@ class Cost:
 
 @dataclass
 class Cycle:
-    """One iteration's way down to the coarsest level and back (Schroder 2017, Algorithm 1), counting what it evaluates."""
+    """One iteration after the other (Schroder 2017, Algorithm 1), counting evaluations and the exactness front.
+
+    `front` is the number of C-points of the finest level, after the first, that are exact by construction.
+    """
 
     evolution: Evolution
     hierarchy: Hierarchy
     method: Multigrid
     cost: Cost = field(init=False)
+    front: int = 0
 
     def __post_init__(self):
         self.cost = Cost(self.evolution.phi)
 
-    def relax(self, c: Points, e: Points, sweeps: int):
-        """`sweeps` times {C-relaxation, sweep} on the finest level: C-points, arrivals, final state."""
+    @property
+    def exact_steps(self) -> int:
         finest = self.hierarchy[0]
-        self.cost.add(finest, sweeps * finest.factor, finest.num_intervals + (finest.tail > 0))
-        return relax(finest, self.evolution, c, e, np.int32(sweeps))
+        return finest.size if self.front >= finest.num_intervals else self.front * finest.factor
+
+    def iterate(self, c: Points, e: Points) -> tuple[Points, Array]:
+        """(corrected C-points of the finest level, residual norm before the correction), from its C-points and arrivals."""
+        finest = self.hierarchy[0]
+        if finest.sweeps:
+            c, e, _ = self.relax_finest(c, e, finest.sweeps)
+        relaxed = residual_norm(c, e)
+        self.front += 1 + (finest.sweeps if finest.weight == 1 else 0)
+        corrected = c if len(self.hierarchy) == 1 else self.correct(finest, c, e, self.method.cycle)
+        return keep_exact(corrected, e, np.int32(self.front)), relaxed
+
+    def ascend(self, u0: PyTree[Array], cycle: str) -> Points:
+        """The C-points of level 0 by the way up alone: solve the coarsest level for its own propagator, fill the others."""
+        c, right_hand_sides = from_nothing(self.hierarchy, u0)
+        if len(self.hierarchy) == 1:
+            c, e, _ = self.relax_finest(c, arrived(c), 1)
+            return keep_exact(c, e, np.int32(1))
+        c = self.march(c, right_hand_sides[-1])
+        for level in reversed(self.hierarchy.levels[1:-1]):
+            g = right_hand_sides[level.index - 1]
+            c = self.fill(level, c, g) if cycle == "V" else self.solve(level, c, g, "V")
+        return c
 
     def correct(self, level: Level, c: Points, e: Points, cycle: str) -> Points:
-        """The C-points of `level` from the level below it."""
+        """The C-points of `level` from the level below it: restrict, solve there, take its points."""
         coarse = self.hierarchy[level.index + 1]
         self.cost.add(coarse, 1, coarse.size)
         g, coarse_c = restrict(coarse, self.evolution, c, e)
@@ -56,33 +83,32 @@ class Cycle:
         """All points of a coarse level, improved from its C-points `c` for the right-hand side `g`."""
         if level is self.hierarchy[-1]:
             return self.march(c, g)
-        c, e, _ = self.sweep(level, c, g, level.sweeps + 1, level.factor)
+        # One sweep more than FC sweeps: the F-relaxation that they begin with.
+        c, e, _ = self.relax_coarse(level, c, g, level.sweeps + 1, level.factor)
         c = self.correct(level, c, e, cycle)
         return self.fill(level, c, g) if cycle == "V" else self.solve(level, c, g, "V")
 
-    def ascend(self, u0: PyTree[Array], cycle: str) -> Points:
-        """The C-points of level 0 by the way up alone: solve the coarsest level for its own propagator, fill the others."""
-        c, right_hand_sides = from_nothing(self.hierarchy, u0)
-        if len(self.hierarchy) == 1:
-            return keep_exact(c, self.relax(c, arrived(c), 1)[1], np.int32(1))
-        c = self.march(c, right_hand_sides[-1])
-        for level in reversed(self.hierarchy.levels[1:-1]):
-            g = right_hand_sides[level.index - 1]
-            c = self.fill(level, c, g) if cycle == "V" else self.solve(level, c, g, "V")
-        return c
+    def relax_finest(self, c: Points, e: Points, sweeps: int) -> tuple[Points, Points, PyTree[Array]]:
+        """`sweeps` times {C-relaxation, sweep}: C-points, arrivals, final state."""
+        finest = self.hierarchy[0]
+        self.cost.add(finest, sweeps * finest.factor, finest.num_intervals + (finest.tail > 0))
+        return kernels.relax_finest(finest, self.evolution, c, e, np.int32(sweeps))
+
+    def relax_coarse(self, level: Level, c: Points, g: Points, sweeps: int, steps: int) -> tuple[Points, Points, Points]:
+        """`sweeps` times {C-relaxation, sweep of `steps` applications}: C-points, arrivals, all that was reached."""
+        self.cost.add(level, sweeps * steps, level.num_intervals + (level.tail > 0))
+        return kernels.relax_coarse(level, self.evolution, c, g, np.int32(sweeps), np.int32(steps))
 
     def fill(self, level: Level, c: Points, g: Points) -> Points:
-        c, _, reached = self.sweep(level, c, g, 1, level.factor - 1)
-        return all_points(level, c, reached)
-
-    def sweep(self, level: Level, c: Points, g: Points, sweeps: int, steps: int) -> tuple[Points, Points, Points]:
-        self.cost.add(level, sweeps * steps, level.num_intervals + (level.tail > 0))
-        return relax_coarse(level, self.evolution, c, g, np.int32(sweeps), np.int32(steps))
+        """F-relaxation: all points of the level. It stops short of the next C-point, which is known."""
+        c, _, reached = self.relax_coarse(level, c, g, 1, level.factor - 1)
+        return kernels.all_points(level, c, reached)
 
     def march(self, c: Points, g: Points) -> Points:
+        """All points of the coarsest level, step by step."""
         coarsest = self.hierarchy[-1]
         self.cost.add(coarsest, coarsest.size, 1)
-        return march(coarsest, self.evolution, c, g)
+        return kernels.march(coarsest, self.evolution, c, g)
 
 
 @partial(jax.jit, static_argnums=0)

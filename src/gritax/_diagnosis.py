@@ -1,4 +1,4 @@
-"""Which level's propagator grew: asked once a solve has diverged."""
+"""Which level's propagator grew: asked once a solve has diverged or stalled."""
 
 from functools import partial
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
 
 from ._evolution import Evolution
 from ._hierarchy import Hierarchy
@@ -13,48 +14,65 @@ from ._relaxation import Points
 
 
 _POINTS = 64
-_POWER_STEPS = 8
-_EDGE = 1.5  # a training step that amplifies so much is beyond its own limit of stability
+_POWER_STEPS = 10
+# |1 - x| > 1 for an x, an eigenvalue of I - J, beyond 2: less a margin for how well ten power steps know it.
+_LIMIT = 2.05
 
 
-def diagnose(evolution: Evolution, hierarchy: Hierarchy, c: Points) -> str:
-    """A sentence: the first level whose propagator is unstable, and what to change."""
-    growth = [_amplification(evolution, hierarchy, index, c) for index in range(len(hierarchy))]
-    if growth[0] > _EDGE:
+def diagnose(evolution: Evolution, hierarchy: Hierarchy, u0: PyTree[Array], clock: PyTree[Array]) -> str:
+    """A sentence: the first level whose propagator is unstable on states of the training itself, and what to change.
+
+    With J the Jacobian of one step of a level, a perturbation along an eigenvector of I - J with the eigenvalue x is
+    multiplied by 1 - x: for gradient descent, x is rate times curvature. A saddle, where serial training grows as well,
+    has a negative x and is not mistaken for instability.
+    """
+    states = _first_states(evolution, hierarchy[0].factor, min(_POINTS, hierarchy[0].num_intervals), u0, clock)
+    stiffness = [_stiffness(evolution, hierarchy, index, states) for index in range(len(hierarchy))]
+    if not stiffness[0] <= _LIMIT:
         return (
-            f"The training step itself amplifies perturbations, {growth[0]:.3g}-fold a step at the worst point: the learning "
-            "rate is at its limit. Lower it, or train serially"
+            f"The training step itself amplifies perturbations, {stiffness[0] - 1:.3g}-fold a step at the worst point: the "
+            "learning rate is at its limit. Lower it, or train serially"
         )
     for level in hierarchy.levels[1:]:
-        # Fine steps that grow by g each grow by g^stride together; only what exceeds that is the coarse step's own.
-        if growth[level.index] > 1.1 * max(growth[0], 1.0) ** level.stride:
+        x = stiffness[level.index]
+        if not x <= _LIMIT:
+            how = f"it amplifies perturbations {x - 1:.3g}-fold a step" if np.isfinite(x) else "it is not finite"
+            cap = f"{max(1.8 / stiffness[0], 1):.2g}" if stiffness[0] > 0 else "1"
             return (
-                f"The propagator of level {level.index} (stride {level.stride}) grew: it amplifies perturbations "
-                f"{growth[level.index]:.3g}-fold a step, finer levels at most {max(growth[: level.index]):.3g}-fold. Use "
-                f"max_levels={level.index}, a smaller coarsening factor, or a coarse propagator that stays stable at that "
-                "stride (for RescaledRate, a smaller max_factor)"
+                f"The propagator of level {level.index} (stride {level.stride}) grew: {how}, while finer levels are stable. "
+                f"Use a coarse propagator that stays stable at that stride (RescaledRate: a max_factor of at most {cap}), "
+                f"max_levels={level.index}, or a smaller coarsening factor"
             )
     return (
-        "No level's propagator is unstable, so the coarse steps differ too much from the training steps they stand for: use a "
-        "smaller coarsening factor, more relaxation, or a closer coarse propagator"
+        "No level's propagator is unstable on the first states, so the coarse steps differ too much from the training steps "
+        "they stand for: use a smaller coarsening factor, more relaxation, or a closer coarse propagator"
     )
 
 
-def _amplification(evolution, hierarchy, index, c) -> float:
-    """Largest amplification of a perturbation by one step of the level, over points along the iterate."""
-    level, spacing = hierarchy[index], hierarchy[0].factor
-    size = min(level.size, _POINTS)
-    starts = np.unique(np.linspace(0, level.size - 1, size).astype(np.int32)) * level.stride
-    starts = starts - starts % spacing
-    u = jax.tree.map(lambda x: x[starts // spacing], c)
-    finite = jnp.stack([jnp.all(jnp.isfinite(x.reshape(len(starts), -1)), axis=1) for x in jax.tree.leaves(u)])
-    found = np.asarray(_power_iteration(evolution, u, jnp.asarray(starts), level.stride))
-    found = found[np.asarray(jnp.all(finite, axis=0)) & np.isfinite(found)]
-    return float(found.max(initial=0.0))
+@partial(jax.jit, static_argnames=("spacing", "count"))
+def _first_states(evolution, spacing, count, u0, clock) -> Points:
+    """Serial training at the steps `0, spacing, …`: states that nothing has spoilt."""
+
+    def interval(carry, start):
+        def step(j, carry):
+            return evolution.advance(*carry, start + j, 1)
+
+        return jax.lax.fori_loop(jnp.int32(0), jnp.int32(spacing), step, carry), carry[0]
+
+    return jax.lax.scan(interval, (u0, clock), jnp.arange(count, dtype=jnp.int32) * spacing)[1]
+
+
+def _stiffness(evolution, hierarchy, index, states) -> float:
+    """Largest |eigenvalue| of I - J over the states; inf where the level is not finite."""
+    stride, spacing = hierarchy[index].stride, hierarchy[0].factor
+    steps = np.arange(len(jax.tree.leaves(states)[0]), dtype=np.int32) * spacing
+    starts = np.minimum(steps // stride * stride, (hierarchy[index].size - 1) * stride).astype(np.int32)
+    found = np.asarray(_power_iteration(evolution, states, starts, stride))
+    return float(np.max(np.where(np.isnan(found), np.inf, found)))
 
 
 @partial(jax.jit, static_argnames="stride")
-def _power_iteration(evolution, u, starts, stride):
+def _power_iteration(evolution, states, starts, stride):
     # Differences rather than derivatives: phi need not be differentiable.
     def at(u, start):
         clock = evolution.clock(start)
@@ -66,7 +84,7 @@ def _power_iteration(evolution, u, starts, stride):
         base, length = advance(flat), jnp.sqrt(jnp.finfo(flat.dtype).eps) * (1 + jnp.linalg.norm(flat))
 
         def step(v, _):
-            moved = (advance(flat + length * v) - base) / length
+            moved = v - (advance(flat + length * v) - base) / length
             size = jnp.linalg.norm(moved)
             return moved / jnp.where(size == 0, 1, size), size
 
@@ -75,4 +93,4 @@ def _power_iteration(evolution, u, starts, stride):
         _, sizes = jax.lax.scan(step, first / jnp.linalg.norm(first), length=_POWER_STEPS)
         return sizes[-1]
 
-    return jax.vmap(at)(u, starts)
+    return jax.vmap(at)(states, starts)

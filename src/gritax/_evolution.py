@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
+from ._arguments import require_whole
 from ._state import called, is_data
 
 
@@ -95,11 +96,20 @@ class Evolution:
     def params(self, floating: PyTree[Array], clock: PyTree[Array]) -> PyTree[Array]:
         """The floating leaves in which distances are measured: `phi.params(state)` if phi has it, else all of them."""
         state = self.merge(floating, clock)
-        params = getattr(self.phi, "params", None)
-        return self.split(params(state) if callable(params) else state)[0]
+        params = optional(self.phi, "params")
+        return self.split(state if params is None else params(state))[0]
+
+
+def optional(phi: Phi, name: str) -> Callable | None:
+    """The method `name` of phi, if it has one: `depth`, `work`, `params` or `method`."""
+    method = getattr(phi, name, None)
+    return method if callable(method) else None
 
 
 def cost(phi: Phi, name: str, stride: int) -> int:
     """Network evaluations of one application of phi: `name` is "depth" (in sequence) or "work" (in all)."""
-    count: Any = getattr(phi, name, None)
-    return 1 if count is None else count(stride)
+    count = optional(phi, name)
+    if count is None:
+        return 1
+    require_whole(f"phi.{name}({stride})", count(stride), 0)
+    return int(count(stride))

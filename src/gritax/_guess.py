@@ -20,9 +20,11 @@ InitialGuess = Literal["nested", "zeros", "constant"] | Callable[[Any], PyTree]
 def require_known_guess(initial_guess: InitialGuess, state: PyTree) -> None:
     if callable(initial_guess):
         eqx.filter_eval_shape(partial(_guessed, initial_guess, state), jax.ShapeDtypeStruct((), jnp.int32))
-    elif initial_guess not in ("nested", "zeros", "constant"):
+    elif not isinstance(initial_guess, str) or initial_guess not in ("nested", "zeros", "constant"):
+        found = repr(initial_guess) if isinstance(initial_guess, str) else f"a {type(initial_guess).__name__}"
         raise ValueError(
-            f'initial_guess must be "nested", "zeros", "constant" or a function step -> state, not {initial_guess!r}.'
+            f'initial_guess must be "nested", "zeros", "constant" or a function step -> state, not {found}. For one state '
+            "at every point pass a function that returns it."
         )
 
 

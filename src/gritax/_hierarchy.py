@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Literal
 
+from ._arguments import require_whole
+
 
 @dataclass(frozen=True)
 class Level:
@@ -84,6 +86,8 @@ class Multigrid:
             require_whole("max_levels", self.max_levels, 1)
         if self.cycle not in ("V", "F"):
             raise ValueError(f'cycle must be "V" or "F", not {self.cycle!r}.')
+        if not isinstance(self.skip_first_down, bool):
+            raise ValueError(f"skip_first_down must be True or False, not {self.skip_first_down!r}.")
         weight = self.c_relaxation_weight
         if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 < weight < 2:
             raise ValueError(f"c_relaxation_weight must lie between 0 and 2, not {weight!r}; 1 is plain relaxation.")
@@ -98,6 +102,8 @@ class Multigrid:
     def hierarchy(self, num_steps: int) -> "Hierarchy":
         """The levels for `num_steps` training steps. Raises `ValueError` for fewer than one."""
         require_whole("num_steps", num_steps, 1)
+        if num_steps >= 2**31:
+            raise ValueError(f"num_steps must be below 2^31, since steps are counted in int32; {num_steps} is not.")
         factors = self._factors(num_steps)
         if isinstance(self.relaxation, tuple) and len(self.relaxation) < len(factors):
             raise ValueError(
@@ -155,12 +161,3 @@ class Hierarchy:
         rows = self.rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-
-
-def require_whole(name: str, value, least: int) -> None:
-    values = value if isinstance(value, tuple) else (value,)
-    if not values:
-        raise ValueError(f"{name} is empty: give one number, or one per level.")
-    for each in values:
-        if isinstance(each, bool) or not isinstance(each, Integral) or each < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, not {each!r}.")

@@ -27,7 +27,7 @@ def arrived(c: Points) -> Points:
 
 
 @per_level
-def relax(level: Level, evolution: Evolution, c: Points, e: Points, sweeps: Array):
+def relax_finest(level: Level, evolution: Evolution, c: Points, e: Points, sweeps: Array):
     """On the finest level, `sweeps` times {C-relaxation with the last arrivals, sweep}: `c`, `e` and the final state.
 
     To begin with an F-relaxation, pass `e = arrived(c)`: the C-relaxation then changes nothing. F-points are not kept; those
@@ -60,7 +60,7 @@ def relax(level: Level, evolution: Evolution, c: Points, e: Points, sweeps: Arra
 def relax_coarse(
     level: Level, evolution: Evolution, c: Points, g: Points, sweeps: Array, steps: Array
 ) -> tuple[Points, Points, Points]:
-    """On a coarse level, a sweep and `sweeps - 1` times {C-relaxation, sweep}: `c`, the arrivals, and what was reached.
+    """On a coarse level, beginning with an F-relaxation, `sweeps` times {C-relaxation, sweep}: `c`, `e` and what was reached.
 
     That is the F-points, and arrivals where there is a C-point, as [point in its interval, interval]. A sweep ends after
     `steps` applications: `factor` of them for arrivals, one less for a plain F-relaxation.

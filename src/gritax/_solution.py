@@ -70,7 +70,7 @@ class Solution:
 
     def __str__(self) -> str:
         rows = [
-            ("steps", f"{self.num_steps:,} on {len(self.hierarchy)} levels ({', '.join(map(str, self.level_sizes))})"),
+            ("steps", f"{self.num_steps:,} on {len(self.hierarchy)} levels"),
             ("result", self.reason),
             ("residual", f"{self.residuals[0]:.3e} -> {self.residuals[-1]:.3e}"),
             ("relative residual", f"{self.relative_residuals[-1]:.3e} of the distance travelled"),

@@ -4,21 +4,19 @@ import logging
 import math
 import time
 import warnings
-from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ._arguments import require_whole
 from ._clocks import tabulate
 from ._compilation import compile_ahead
-from ._convergence import ConvergenceError, Monitor, Norms, Verdict, coarsest_dtype, measure, require_tolerance, residual_norm
-from ._correction import keep_exact
+from ._convergence import ConvergenceError, Monitor, Norms, Verdict, least_precise, measure, require_tolerance
 from ._cycle import Cycle
 from ._diagnosis import diagnose
-from ._evolution import Phi
+from ._evolution import Phi, optional
 from ._guess import InitialGuess, first_guess, require_known_guess
-from ._hierarchy import Hierarchy, Multigrid, require_whole
+from ._hierarchy import Hierarchy, Multigrid
 from ._relaxation import Points, arrived
 from ._solution import Iteration, Solution
 from ._validation import validated
@@ -85,18 +83,24 @@ def solve(
     """
     began = time.perf_counter()
     require_whole("max_iterations", max_iterations, 0)
-    method = method or _proposed(phi, num_steps)
     require_tolerance(tolerance)
+    if method is None:
+        propose = optional(phi, "method")
+        method = Multigrid() if propose is None else propose(num_steps)
+    if not isinstance(method, Multigrid):
+        raise ValueError(f"method must be a gritax.Multigrid, such as gritax.Multigrid(coarsening=4), not {method!r}.")
+    if progress is not None and not isinstance(progress, Progress):
+        raise ValueError(f"progress must be a gritax.Progress, such as gritax.progress.Lines(), not {progress!r}.")
     hierarchy = method.hierarchy(num_steps)
     evolution, floating, clock = validated(phi, state, num_steps)
-    monitor = Monitor(tolerance, int(max_iterations), coarsest_dtype(floating))
+    monitor = Monitor(tolerance, int(max_iterations), least_precise(floating))
     require_known_guess(initial_guess, evolution.merge(floating, clock))
     progress = progress or Progress()
     progress.begin(hierarchy)
     evolution, last_clock = tabulate(evolution, floating, clock, hierarchy[0])
     run = _Run(Cycle(evolution, hierarchy, method), monitor, progress, began)
     compile_ahead(run.cycle, floating)
-    final, verdict = run.to_the_end(first_guess(run.cycle, floating, initial_guess))
+    final, verdict = run.to_the_end(floating, clock, first_guess(run.cycle, floating, initial_guess))
     solution = _solution(run, evolution.merge(final, last_clock), verdict)
     progress.end(solution)
     if not verdict.converged and monitor.tolerance != 0:
@@ -106,83 +110,65 @@ def solve(
     return solution
 
 
-def _proposed(phi: Phi, num_steps: int) -> Multigrid:
-    propose: Any = getattr(phi, "method", None)
-    return Multigrid() if propose is None else propose(num_steps)
-
-
 class _Run:
     """The iterates of one solve, each measured and reported once."""
 
     def __init__(self, cycle: Cycle, monitor: Monitor, progress: Progress, began: float):
         self.cycle, self.monitor, self.progress, self.began = cycle, monitor, progress, began
-        self.front = 0  # C-points of level 0, after the first, that are exact by construction
-        self.iterations: list[Iteration] = []
+        self.reports: list[Iteration] = []
 
-    def to_the_end(self, c: Points) -> tuple[PyTree[Array], Verdict]:
-        """(final state, why the solve ended), from the initial guess `c`."""
-        finest = self.cycle.hierarchy[0]
-        relaxed = math.nan
+    def to_the_end(self, u0: PyTree[Array], clock: PyTree[Array], c: Points) -> tuple[PyTree[Array], Verdict]:
+        """(final state, why the solve ended), from the initial state and the initial guess `c`."""
+        cycle, skip = self.cycle, self.cycle.method.skip_first_down and len(self.cycle.hierarchy) > 1
+        relaxed: Array | float = math.nan
         while True:
             # One sweep gives the residual of this iterate, its final state, and the first arrivals of the next iteration.
-            c, e, final = self.cycle.relax(c, arrived(c), 1)
-            norms = Norms(*np.asarray(measure(finest, self.cycle.evolution, c, e, final)).tolist())
+            c, e, final = cycle.relax_finest(c, arrived(c), 1)
+            norms = Norms(*np.asarray(measure(cycle.hierarchy[0], cycle.evolution, c, e, final)).tolist())
             verdict = self._report(norms, relaxed)
-            if verdict is not None and verdict.puzzling:
-                verdict = verdict.because(diagnose(self.cycle.evolution, self.cycle.hierarchy, c))
+            if verdict is not None and verdict.undiagnosed:
+                verdict = verdict.because(diagnose(cycle.evolution, cycle.hierarchy, u0, clock))
             if verdict is not None:
                 return final, verdict
-            c, relaxed = self._iterate(c, e)
-
-    def _iterate(self, c: Points, e: Points) -> tuple[Points, Array | float]:
-        """(corrected C-points, residual norm before the correction)."""
-        cycle, method = self.cycle, self.cycle.method
-        finest, *coarser = cycle.hierarchy.levels
-        if method.skip_first_down and len(self.iterations) == 1 and coarser:
-            return cycle.ascend(jax.tree.map(lambda x: x[0], c), method.cycle), math.nan
-        if finest.sweeps:
-            c, e, _ = cycle.relax(c, e, finest.sweeps)
-        relaxed = residual_norm(c, e)
-        self.front += 1 + (finest.sweeps if method.c_relaxation_weight == 1 else 0)
-        corrected = cycle.correct(finest, c, e, method.cycle) if coarser else c
-        return keep_exact(corrected, e, np.int32(self.front)), relaxed
+            if skip and len(self.reports) == 1:
+                c, relaxed = cycle.ascend(u0, cycle.method.cycle), math.nan
+            else:
+                c, relaxed = cycle.iterate(c, e)
 
     def _report(self, norms: Norms, relaxed: Array | float) -> Verdict | None:
-        finest = self.cycle.hierarchy[0]
-        exact = self.front >= finest.num_intervals
-        number = len(self.iterations)
-        before = self.iterations[-1].residual if number else math.nan
+        number = len(self.reports)
+        before = self.reports[-1].residual if number else math.nan
         iteration = Iteration(
             number=number,
             residual=norms.residual,
             relaxed_residual=float(relaxed),
             relative_residual=norms.relative,
             factor=norms.residual / before if before else math.nan,
-            exact_steps=finest.size if exact else self.front * finest.factor,
+            exact_steps=self.cycle.exact_steps,
             seconds=time.perf_counter() - self.began,
         )
-        self.iterations.append(iteration)
+        self.reports.append(iteration)
         self.progress.iteration(iteration)
         logger.info("iteration %d: residual %.3e, relative %.3e", number, norms.residual, norms.relative)
         # Not before the first correction: the norm of an initial guess says nothing of the states to come.
         if number == 1 and (warning := self.monitor.unreachable(norms)):
             warnings.warn(warning, stacklevel=4)
-        return self.monitor.verdict(number, norms, exact)
+        return self.monitor.verdict(number, norms, exact=self.cycle.exact_steps == self.cycle.hierarchy[0].size)
 
 
 def _solution(run: _Run, state: PyTree, verdict: Verdict) -> Solution:
-    params = getattr(run.cycle.evolution.phi, "params", None)
-    hierarchy, last = run.cycle.hierarchy, run.iterations[-1]
+    params = optional(run.cycle.evolution.phi, "params")
+    hierarchy, last = run.cycle.hierarchy, run.reports[-1]
     return Solution(
         state=state,
-        params=params(state) if callable(params) else state,
+        params=state if params is None else params(state),
         num_steps=hierarchy[0].size,
         converged=verdict.converged,
         reason=verdict.sentence,
         iterations=last.number,
-        residuals=np.array([each.residual for each in run.iterations]),
-        relaxed_residuals=np.array([each.relaxed_residual for each in run.iterations[1:]]),
-        relative_residuals=np.array([each.relative_residual for each in run.iterations]),
+        residuals=np.array([each.residual for each in run.reports]),
+        relaxed_residuals=np.array([each.relaxed_residual for each in run.reports[1:]]),
+        relative_residuals=np.array([each.relative_residual for each in run.reports]),
         hierarchy=hierarchy,
         depth=run.cycle.cost.depth,
         work=run.cycle.cost.work,

@@ -39,13 +39,23 @@ def called(name: str, argument: str, function: Callable[[PyTree, Any], PyTree], 
     """`function(state, step)` as arrays, where it is a state like `state`.
 
     Costs nothing once compiled: it looks while JAX traces. Raises ValueError, naming the leaf, if structure, shape or dtype
-    change, and naming what is used (`argument` is the name of `step`) if a traced value is needed.
+    change, and as `traced` does.
+    """
+    out = as_arrays(traced(name, argument, function, state, step))
+    _require_like(name, out, state)
+    return out
+
+
+def traced(name: str, argument: str, function: Callable[[PyTree, Any], PyTree], state: PyTree, step: Any) -> PyTree:
+    """`function(state, step)`. Raises ValueError, saying of what, if the value of something traced is needed.
+
+    `argument` is the name of `step`.
     """
     try:
-        out = as_arrays(function(state, step))
+        return function(state, step)
     except _CONTROL_FLOW_ERRORS as error:
         try:
-            eqx.filter_eval_shape(lambda state: as_arrays(function(state, 0)), state)
+            eqx.filter_eval_shape(lambda state: function(state, 0), state)
             cause = f"`{argument}`"
         except _CONTROL_FLOW_ERRORS:
             cause = "the state"
@@ -53,8 +63,6 @@ def called(name: str, argument: str, function: Callable[[PyTree, Any], PyTree], 
             f"{name} needs the value of {cause} while it is traced: Python control flow on it, int(), float() or a NumPy "
             "function. It runs under jit and vmap, so use jnp.where, lax.cond or lax.switch, and index with jnp arrays."
         ) from error
-    _require_like(name, out, state)
-    return out
 
 
 def _require_like(name: str, out: PyTree, state: PyTree) -> None:

@@ -5,11 +5,12 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import tree_leaves_with_path
 from jaxtyping import Array, PyTree
 
+from ._arguments import require_whole
 from ._evolution import Evolution, Phi
-from ._hierarchy import require_whole
 from ._state import as_arrays, at_leaf
 
 
@@ -19,6 +20,11 @@ def validated(phi: Phi, state: PyTree, num_steps: int) -> tuple[Evolution, PyTre
     if not callable(phi):
         raise ValueError(f"phi must be callable as phi(state, start, stride); {phi!r} is not callable.")
     _require_three_arguments(phi)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state)):
+        raise ValueError(
+            "state is being traced: this call iterates in Python and cannot run under jit, vmap or grad. Call it outside "
+            "of them; what it calls is compiled."
+        )
     state = as_arrays(state)
     evolution = Evolution(phi, state)
     floating, clock = evolution.split(state)

@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import sys
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,8 @@ import tyro
 from rich.console import Console
 
 from . import experiments, problems
+from ._arguments import require_whole
+from ._convergence import require_tolerance
 from ._hierarchy import Multigrid
 from .coarse import RescaledRate
 from .experiments import Comparison
@@ -69,6 +72,8 @@ class Solve:
             _one_or_many(self.coarsening), self.levels, cycle=self.cycle, relaxation=_one_or_many(self.relaxation)
         )
         method.hierarchy(self.steps)
+        require_tolerance(self.tolerance)
+        require_whole("--max-iterations", self.max_iterations, 0)
         _require_writable(self.json)
         console.print(f"XOR, {self.steps:,} steps of gradient descent at learning rate {self.alpha:g}, {self.dtype}\n")
         comparison = experiments.compare(
@@ -83,10 +88,8 @@ class Solve:
     def _coarse_step(self) -> RescaledRate:
         if self.coarse == "naive":
             return RescaledRate(power=0.0)
-        if not self.alpha_max >= self.alpha > 0:
-            raise ValueError(
-                f"--alpha-max {self.alpha_max:g} must not be below --alpha {self.alpha:g}, which must be positive."
-            )
+        if not 0 < self.alpha <= self.alpha_max:
+            raise ValueError(f"--alpha must be positive and at most --alpha-max, {self.alpha_max:g}, not {self.alpha:g}.")
         return RescaledRate(max_factor=self.alpha_max / self.alpha)
 
 
@@ -109,6 +112,7 @@ class Tables:
     def run(self, console: Console) -> int:
         _require_writable(self.json)
         numbers = _numbers(self.tables)
+        require_whole("--max-steps", self.max_steps, 100)
         tables = [
             (experiments.paper_table(n), experiments.run_table(n, max_steps=self.max_steps, seed=self.seed)) for n in numbers
         ]
@@ -142,6 +146,8 @@ def _numbers(text: str) -> list[int]:
         if not first.isdigit() or (dash and not last.isdigit()):
             raise ValueError(f"tables must be numbers and ranges such as 1-7 or 1,3,5, not {text!r}.")
         numbers += range(int(first), int(last or first) + 1)
+    if not numbers:
+        raise ValueError(f"tables {text!r} names none: write a range from the lower number to the higher.")
     return numbers
 
 
@@ -153,7 +159,7 @@ def _show(console: Console, comparison: Comparison) -> None:
         ("first solve", f"{comparison.first_seconds:.2f} s with its compilation"),
     )
     lines = [str(comparison.solution), *(f"{name:<21}  {value}" for name, value in rows)]
-    console.print("\n".join(lines), soft_wrap=True)
+    console.print("\n".join(lines))
     console.print(f"\n{comparison.sentence}")
 
 
@@ -197,9 +203,11 @@ def main(arguments: list[str] | None = None) -> None:
         args=arguments,
     )
     jax.config.update("jax_enable_x64", True)
+    errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    warnings.showwarning = lambda message, *_, **__: errors.print(f"gritax: warning: {message}")
     try:
-        status = command.run(Console(highlight=False))
-    except (ValueError, OSError) as error:
-        Console(stderr=True, highlight=False).print(f"gritax: {error}", style="red")
+        status = command.run(Console(highlight=False, markup=False, soft_wrap=True))
+    except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        errors.print(f"gritax: {str(error).splitlines()[0]}", style="red")
         status = _BAD_ARGUMENTS
     sys.exit(status)

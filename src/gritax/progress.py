@@ -39,6 +39,7 @@ class Lines(Progress):
             table.add_row(*row)
         self.console.print(table)
         self.console.print()
+        self.console.print(f"compiling {len(hierarchy)} levels")
         self.console.print("  ".join(name.rjust(width) for name, width in self._COLUMNS))
 
     def iteration(self, iteration: Iteration) -> None:

@@ -50,7 +50,7 @@ class RescaledRate:
         return float(min(stride**self.power, self.max_factor))
 
     def __call__(self, step: Any, state: PyTree, start: Array, stride: int) -> PyTree:
-        return step.update(state, self._batch(step.batch, start, stride), self.factor(stride))
+        return step.update(state, self._batch(step.data, start, stride), self.factor(stride))
 
     def depth(self, stride: int) -> int:
         return 1
@@ -58,12 +58,12 @@ class RescaledRate:
     def work(self, stride: int) -> int:
         return 1
 
-    def _batch(self, batch, start, stride):
+    def _batch(self, data, start, stride):
         if self.data == "level":
-            return batch(start // stride)
+            return data(start // stride)
         if self.data == "injected":
-            return batch(start)
-        first = jax.tree.map(jnp.asarray, batch(start))
+            return data(start)
+        first = jax.tree.map(jnp.asarray, data(start))
         if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(first)):
             raise ValueError(
                 'RescaledRate(data="averaged") takes the mean of batches, but batch(step) has leaves that are not floating '
@@ -71,7 +71,7 @@ class RescaledRate:
             )
 
         def add(j, total):
-            return jax.tree.map(jnp.add, total, batch(start + j))
+            return jax.tree.map(jnp.add, total, data(start + j))
 
         total = jax.lax.fori_loop(jnp.int32(1), jnp.int32(stride), add, first)
         return jax.tree.map(lambda leaf: leaf / stride, total)

@@ -42,7 +42,9 @@ class Comparison:
         """Whether it paid on this machine, in one sentence."""
         ratio, solution = self.serial_seconds / self.seconds, self.solution
         if not solution.converged:
-            return "It did not converge, so there is nothing to gain: train serially, or change the method."
+            return "The solve did not reach its tolerance, so its time says nothing: train serially, or change the method."
+        if 0.8 < ratio < 1.25:
+            return "On this machine there is no difference that such a short run can measure."
         if ratio > 1:
             return f"It paid on this machine: {_times(ratio)} times as fast as serial training."
         sentence = f"It did not pay on this machine: serial training is {_times(1 / ratio)} times as fast"
@@ -56,7 +58,9 @@ class Comparison:
         )
 
 
-def compare(problem: Problem, num_steps: int, method: Multigrid | None = None, *, progress: Progress | None = None, **options):
+def compare(
+    problem: Problem, num_steps: int, method: Multigrid | None = None, *, progress: Progress | None = None, **options
+) -> Comparison:
     """Solves `problem` in parallel and serially and returns the `Comparison`; `options` as for `gritax.solve`.
 
     The first solve is shown and checked, then both are timed. Never raises for want of convergence.
