@@ -85,6 +85,24 @@ def test_under_a_transformation(transform):
         transform(lambda u: gritax.solve(_ok, u, 40).state)(jnp.ones(3)[0 if transform is jax.grad else slice(None)])
 
 
+def test_a_phi_that_closes_over_a_traced_value():
+    with pytest.raises(ValueError, match="being traced"):
+        jax.jit(lambda a: gritax.solve(lambda u, start, stride: u / (1 + a * stride), 1.0, 40).state)(0.01)
+
+
+def test_a_constant_that_changes():
+    with pytest.raises(ValueError, match=r"changes leaf \['phase'\], the Python constant 'warm'"):
+        gritax.solve(lambda s, i, m: {"w": s["w"] * 0.9, "phase": "main"}, {"w": 1.0, "phase": "warm"}, 40)
+
+
+def test_a_guess_of_python_numbers_takes_the_dtypes_of_the_state():
+    def phi(s, i, m):
+        return {"w": s["w"] * 0.99, "n": s["n"] + 1}
+
+    state = {"w": jnp.ones(2, jnp.float32)[0], "n": jnp.int32(0)}
+    assert gritax.solve(phi, state, 40, initial_guess=lambda step: {"w": 0.5, "n": 0}).converged
+
+
 def test_a_cost_that_is_no_whole_number():
     class Half:
         def __call__(self, u, start, stride):

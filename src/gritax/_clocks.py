@@ -43,9 +43,9 @@ def _refuse_dependent(evolution, floating, clock):
         _, used = dce_jaxpr(jaxpr, [i == index for i in range(len(jaxpr.outvars))])
         if any(used[:num_floating]):
             raise ValueError(
-                f"state: {leaf_name(path)} is not floating point, but phi computes it "
-                "from floating leaves. Such a leaf must depend on the step alone (a counter, a random key): make it "
-                "floating point, or keep it out of the state."
+                f"state: {leaf_name(path)} is not floating point, but phi computes it from floating leaves, or in a way (a "
+                "custom derivative, a while loop) that cannot be told from that. Such a leaf must depend on the step alone (a "
+                "counter, a random key): make it floating point, or keep it out of the state."
             )
 
 

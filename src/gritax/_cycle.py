@@ -65,6 +65,7 @@ class Cycle:
         c, right_hand_sides = from_nothing(self.hierarchy, u0)
         if len(self.hierarchy) == 1:
             c, e, _ = self.relax_finest(c, arrived(c), 1)
+            self.front = 1
             return keep_exact(c, e, np.int32(1))
         c = self.march(c, right_hand_sides[-1])
         for level in reversed(self.hierarchy.levels[1:-1]):

@@ -1,5 +1,6 @@
 """The evolution that a solve runs: phi, and its state split into what is solved for and what follows the step."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -97,13 +98,17 @@ class Evolution:
         """The floating leaves in which distances are measured: `phi.params(state)` if phi has it, else all of them."""
         state = self.merge(floating, clock)
         params = optional(self.phi, "params")
-        return self.split(state if params is None else params(state))[0]
+        found = self.split(state if params is None else params(state))[0]
+        if not jax.tree.leaves(found):
+            raise ValueError("phi.params(state) has no floating-point array: distances are measured in it.")
+        return found
 
 
 def optional(phi: Phi, name: str) -> Callable | None:
     """The method `name` of phi, if it has one: `depth`, `work`, `params` or `method`."""
     method = getattr(phi, name, None)
-    return method if callable(method) else None
+    # A field that happens to have that name, a model's layer say, is none.
+    return method if callable(getattr(type(phi), name, None)) or inspect.isroutine(method) else None
 
 
 def cost(phi: Phi, name: str, stride: int) -> int:
@@ -111,5 +116,5 @@ def cost(phi: Phi, name: str, stride: int) -> int:
     count = optional(phi, name)
     if count is None:
         return 1
-    require_whole(f"phi.{name}({stride})", count(stride), 0)
+    require_whole(f"phi.{name}({stride})", count(stride), 1)
     return int(count(stride))

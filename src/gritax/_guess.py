@@ -41,7 +41,16 @@ def first_guess(cycle: Cycle, u0: PyTree[Array], initial_guess: InitialGuess) ->
 
 
 def _guessed(initial_guess, state, step):
-    return called("initial_guess(step)", "step", lambda _, step: initial_guess(step), state, step)
+    def fit(x, like):
+        if not eqx.is_inexact_array(like):  # clocks and constants are not guessed
+            return like
+        return jnp.asarray(x, like.dtype) if isinstance(x, int | float | complex) else x
+
+    def guess(state, step):
+        given = initial_guess(step)
+        return jax.tree.map(fit, given, state) if jax.tree.structure(given) == jax.tree.structure(state) else given
+
+    return called("initial_guess(step)", "step", guess, state, step)
 
 
 @partial(jax.jit, static_argnames=("finest", "zeros"))

@@ -62,8 +62,9 @@ def solve(
       compute them from the step and from clocks alone. Other leaves are constants.
     - `num_steps`: N, at least 1.
     - `method`: the multigrid method; `None` for what phi proposes, else `Multigrid()`.
-    - `tolerance`: on `Solution.residuals`, absolute. `None` stops when `Solution.relative_residuals` reaches 1e-6, or the
-      rounding floor of the dtype above it. 0 runs exactly `max_iterations` and never raises.
+    - `tolerance`: on `Solution.residuals`, absolute. `None` stops when `Solution.relative_residuals` reaches 1e-6 and the
+      final parameters have settled to 1e-6 of the distance travelled, or at the rounding floor of the dtype. 0 runs exactly
+      `max_iterations` and never raises.
     - `max_iterations`: at most so many iterations.
     - `initial_guess`: `"nested"` solves the coarsest level with its own propagator and fills the finer ones from it; `"zeros"`
       and `"constant"` (the initial state) at every point; or a function `step -> state`, which may get a traced step.
@@ -121,13 +122,15 @@ class _Run:
         """(final state, why the solve ended), from the initial state and the initial guess `c`."""
         cycle, skip = self.cycle, self.cycle.method.skip_first_down and len(self.cycle.hierarchy) > 1
         relaxed: Array | float = math.nan
+        final = u0
         while True:
             # One sweep gives the residual of this iterate, its final state, and the first arrivals of the next iteration.
+            before = final
             c, e, final = cycle.relax_finest(c, arrived(c), 1)
-            norms = Norms(*np.asarray(measure(cycle.hierarchy[0], cycle.evolution, c, e, final)).tolist())
+            norms = Norms(*np.asarray(measure(cycle.hierarchy[0], cycle.evolution, c, e, final, before)).tolist())
             verdict = self._report(norms, relaxed)
             if verdict is not None and verdict.undiagnosed:
-                verdict = verdict.because(diagnose(cycle.evolution, cycle.hierarchy, u0, clock))
+                verdict = verdict.because(_diagnosis(cycle, u0, clock))
             if verdict is not None:
                 return final, verdict
             if skip and len(self.reports) == 1:
@@ -154,6 +157,14 @@ class _Run:
         if number == 1 and (warning := self.monitor.unreachable(norms)):
             warnings.warn(warning, stacklevel=4)
         return self.monitor.verdict(number, norms, exact=self.cycle.exact_steps == self.cycle.hierarchy[0].size)
+
+
+def _diagnosis(cycle: Cycle, u0: PyTree[Array], clock: PyTree[Array]) -> str:
+    try:
+        return diagnose(cycle.evolution, cycle.hierarchy, u0, clock)
+    except Exception as error:  # whatever phi does on perturbed states, the verdict and the solution must get through
+        logger.debug("no diagnosis", exc_info=error)
+        return "Its cause could not be found"
 
 
 def _solution(run: _Run, state: PyTree, verdict: Verdict) -> Solution:

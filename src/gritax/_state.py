@@ -61,7 +61,8 @@ def traced(name: str, argument: str, function: Callable[[PyTree, Any], PyTree], 
             cause = "the state"
         raise ValueError(
             f"{name} needs the value of {cause} while it is traced: Python control flow on it, int(), float() or a NumPy "
-            "function. It runs under jit and vmap, so use jnp.where, lax.cond or lax.switch, and index with jnp arrays."
+            "function. It runs under jit and vmap, so use jnp.where, lax.cond or lax.switch, and index with jnp arrays. (If "
+            "it is wrapped in jax.jit itself, the stride must be static there.)"
         ) from error
 
 
@@ -75,6 +76,11 @@ def _require_like(name: str, out: PyTree, state: PyTree) -> None:
         if isinstance(like, jax.Array) and _describe(leaf) != _describe(like):
             raise ValueError(
                 f"{name} changes {leaf_name(path)} from {_describe(like)} to {_describe(leaf)}: shape and dtype must stay."
+            )
+        if not isinstance(like, jax.Array) and leaf is not like and (isinstance(leaf, jax.Array) or leaf != like):
+            raise ValueError(
+                f"{name} changes {leaf_name(path)}, the Python constant {like!r}, which must stay. Make it an array "
+                "if it is to follow the steps."
             )
     if jax.tree.structure(out) != jax.tree.structure(state):
         raise ValueError(

@@ -20,20 +20,26 @@ def validated(phi: Phi, state: PyTree, num_steps: int) -> tuple[Evolution, PyTre
     if not callable(phi):
         raise ValueError(f"phi must be callable as phi(state, start, stride); {phi!r} is not callable.")
     _require_three_arguments(phi)
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state)):
-        raise ValueError(
-            "state is being traced: this call iterates in Python and cannot run under jit, vmap or grad. Call it outside "
-            "of them; what it calls is compiled."
-        )
     state = as_arrays(state)
+    _require_concrete("state", state)
+    _require_concrete("phi", phi)
     evolution = Evolution(phi, state)
     floating, clock = evolution.split(state)
     if not jax.tree.leaves(floating):
         raise ValueError("state has no floating-point array: there is nothing to solve for.")
     require_finite("state", state, "Give a finite initial state.")
     after = evolution.merge(*first_step(evolution, floating, clock))
+    _require_concrete("phi", after)
     require_finite("phi(state, 0, 1)", after, "Lower the learning rate, or look at the loss and data of step 0.")
     return evolution, floating, clock
+
+
+def _require_concrete(name: str, tree: PyTree) -> None:
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+        raise ValueError(
+            f"{name} holds values that are being traced: this call iterates in Python and cannot run under jit, vmap or grad. "
+            "Call it outside of them; what it calls is compiled."
+        )
 
 
 def _require_three_arguments(phi: Phi) -> None:
