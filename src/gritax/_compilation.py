@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ._convergence import measure, residual_norm
 from ._correction import keep_exact, restrict
 from ._cycle import Cycle, from_nothing
+from ._norms import measure, residual_norm
 from ._relaxation import all_points, arrived, march, relax_coarse, relax_finest
 
 

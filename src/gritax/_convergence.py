@@ -8,10 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ._evolution import Evolution
-from ._hierarchy import Level
-from ._kernel import per_level
-from ._relaxation import Points, arrived
+from ._norms import Norms
 
 
 DEFAULT_TOLERANCE = 1e-6  # on relative residuals, when the caller names none
@@ -32,71 +29,6 @@ class ConvergenceError(RuntimeError):
 
     def __reduce__(self):
         return type(self), (self.args[0], self.solution)
-
-
-@dataclass(frozen=True)
-class Norms:
-    """Norms of one iterate.
-
-    `scale` and `relative_scale` are those of the states in place of their residuals; `travelled` is the distance of the final
-    parameters from the first, and `moved` the distance from the final parameters of the iterate before, divided by it.
-    """
-
-    residual: float
-    relative: float
-    scale: float
-    relative_scale: float
-    travelled: float
-    moved: float
-
-
-def norm(tree: PyTree[Array]) -> Array:
-    """2-norm over all leaves, in float32 at least; scaled, so that squares neither overflow nor vanish."""
-    magnitudes = [jnp.abs(leaf) for leaf in jax.tree.leaves(tree)]
-    widest = max((_at_least_float32(x.dtype) for x in magnitudes), key=lambda dtype: jnp.finfo(dtype).bits)
-    magnitudes = [x.astype(widest) for x in magnitudes]
-    largest = jnp.max(jnp.stack([jnp.max(x, initial=0) for x in magnitudes]))
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
-    return scale * jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.square(x / scale)) for x in magnitudes])))
-
-
-def _at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-
-
-@jax.jit
-def residual_norm(c: Points, e: Points) -> Array:
-    """2-norm over the C-points of `Phi(u[c-1]) - u[c]`, all floating leaves."""
-    return norm(jax.tree.map(jnp.subtract, e, arrived(c)))
-
-
-@per_level
-def measure(
-    level: Level, evolution: Evolution, c: Points, e: Points, final: PyTree[Array], final_before: PyTree[Array]
-) -> Array:
-    """The fields of `Norms` as one array: a single transfer to the host an iteration."""
-    starts = jnp.arange(1, level.num_intervals + 1, dtype=jnp.int32) * level.factor
-
-    def params(u, start):
-        return evolution.params(u, evolution.clock(start))
-
-    def difference(x, y):
-        return jax.tree.map(jnp.subtract, x, y)
-
-    wanted = jax.vmap(params)(e, starts)
-    given = jax.vmap(params)(arrived(c), starts)
-    first = params(jax.tree.map(lambda x: x[0], c), jnp.int32(0))
-    last, last_before = params(final, starts[-1]), params(final_before, starts[-1])
-    travelled = norm(difference(last, first))
-
-    def relative(x):
-        # No distance travelled: zero is zero, any other figure is infinitely large.
-        return jnp.where(travelled > 0, x / jnp.where(travelled > 0, travelled, 1), jnp.where(x == 0, x, jnp.inf))
-
-    mismatch = relative(jnp.max(jax.vmap(norm)(difference(wanted, given))))
-    size = relative(jnp.max(jax.vmap(norm)(wanted)))
-    moved = relative(norm(difference(last, last_before)))
-    return jnp.stack(jnp.broadcast_arrays(residual_norm(c, e), mismatch, norm(e), size, travelled, moved))
 
 
 def require_tolerance(tolerance: float | None) -> None:

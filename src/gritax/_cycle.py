@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from . import _relaxation as kernels
-from ._convergence import residual_norm
 from ._correction import keep_exact, restrict
 from ._evolution import Evolution, Phi, cost
 from ._hierarchy import Hierarchy, Level, Multigrid
+from ._norms import residual_norm
 from ._relaxation import Points, arrived
 
 

@@ -11,12 +11,13 @@ from jaxtyping import Array, PyTree
 from ._arguments import require_whole
 from ._clocks import tabulate
 from ._compilation import compile_ahead
-from ._convergence import ConvergenceError, Monitor, Norms, Verdict, least_precise, measure, require_tolerance
+from ._convergence import ConvergenceError, Monitor, Verdict, least_precise, require_tolerance
 from ._cycle import Cycle
 from ._diagnosis import diagnose
 from ._evolution import Phi, optional
 from ._guess import InitialGuess, first_guess, require_known_guess
 from ._hierarchy import Hierarchy, Multigrid
+from ._norms import Norms, measure
 from ._relaxation import Points, arrived
 from ._solution import Iteration, Solution
 from ._validation import validated

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from .._convergence import norm
 from .._hierarchy import Multigrid
+from .._norms import norm
 from .._serial import solve_serial
 from .._solution import Solution
 from .._solve import Progress, solve
