@@ -82,8 +82,9 @@ def _compare(name, phi, state, level, pairs):
     import jax.numpy as jnp
     import numpy as np
 
-    from gritax._evolution import Evolution, as_arrays
-    from gritax._relaxation import arrived, relax, relax_coarse
+    from gritax._evolution import Evolution
+    from gritax._relaxation import arrived, relax_coarse, relax_finest
+    from gritax._state import as_arrays
 
     state = as_arrays(state)
     evolution, lanes = Evolution(phi, state), level.num_intervals
@@ -103,7 +104,7 @@ def _compare(name, phi, state, level, pairs):
         if level.index:
             c = relax_coarse(level, evolution, c, g, np.int32(count), np.int32(level.factor))[0]
         else:
-            c, e, _ = relax(level, evolution, c, e, np.int32(count))
+            c, e, _ = relax_finest(level, evolution, c, e, np.int32(count))
         jax.block_until_ready(c)
 
     def scan(count):
