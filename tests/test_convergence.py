@@ -146,6 +146,8 @@ def test_small_mismatches_that_add_up_are_not_taken_for_convergence():
     guess = gritax.solve(phi, 0.0, 100_000, gritax.Multigrid(8, max_levels=2), tolerance=0, max_iterations=0)
     assert guess.relative_residuals[0] < 1e-5
     solution = gritax.solve(phi, 0.0, 100_000, gritax.Multigrid(8, max_levels=2))
+    with pytest.raises(gritax.ConvergenceError, match="final parameters have not settled"):
+        gritax.solve(phi, 0.0, 100_000, gritax.Multigrid(8, max_levels=2), max_iterations=2)
     serial = gritax.solve_serial(phi, 0.0, 100_000)
     assert abs(float(guess.state - serial)) > 1e-2 * float(serial)
     assert abs(float(solution.state - serial)) <= 1e-6 * float(serial)

@@ -88,7 +88,7 @@ class Monitor:
         if self.tolerance and math.isfinite(floor) and tolerance * _FLOOR_MARGIN < floor and residual > tolerance:
             return (
                 f"tolerance={tolerance:.3g} lies below what {self.dtype} can reach here: rounding keeps the residual near "
-                f"{floor:.0e}. Use tolerance={_FLOOR_MARGIN * floor:.0e} or more, {self._wider}or use tolerance=None."
+                f"{floor:.0e}. Use tolerance={_FLOOR_MARGIN * floor:.0e} or more, {self._wider}use tolerance=None."
             )
         return None
 
@@ -118,6 +118,12 @@ class Monitor:
             if self.tolerance is None:
                 return Verdict(True, f"converged as far as the precision goes: {at_floor} (aim {tolerance:.3g})")
             return Verdict(False, f"not converged: {at_floor}, above the tolerance {tolerance:.3g}; {self._wider}ask for less")
+        if iteration >= self.max_iterations and residual <= tolerance:
+            return Verdict(
+                False,
+                f"not converged: after {iteration} iterations the {name} is {residual:.3g}, but the final parameters have not "
+                "settled to 1e-6 of the distance travelled: raise max_iterations by one or two",
+            )
         if iteration >= self.max_iterations:
             return self._too_slow(iteration, residual, tolerance, name)
         return None
