@@ -63,7 +63,12 @@ def test_not_converging_has_a_status_of_its_own():
         (("tables", "1-seven"), "tables must be numbers and ranges"),
         (("tables", "3-1"), "names none"),
         (("tables", "2", "--max-steps", "50"), "--max-steps must be"),
-        (("tables", "9"), "four-layer adder"),
+        (("tables", "17"), "tables 1 to 16"),
+        (("train", "digits", "--batch"), "--batch is for the adder"),
+        (("train", "adder", "--activation", "tanh"), "--activation is for digits"),
+        (("train", "digits", "--rate", "-1"), "--rate must be positive"),
+        (("train", "digits", "--refresh", "0"), "refresh must be"),
+        (("train", "digits", "--steps", "0"), "--steps must be"),
         ((), "solve"),
     ],
 )

@@ -66,7 +66,6 @@ def test_compare():
     [
         (lambda: experiments.paper_table(17), "tables 1 to 16"),
         (lambda: experiments.paper_figure(5), "Figures 6 and 7"),
-        (lambda: experiments.run_table(9), "four-layer adder"),
         (lambda: experiments.paper_potential_speedup(100, 5, "W"), "cycle"),
     ],
 )

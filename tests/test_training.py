@@ -207,7 +207,7 @@ def _quadratic(batch=lambda step: jnp.ones(3), loss=lambda w, x: jnp.sum((w - x)
 
 
 def test_a_loss_with_auxiliary_values():
-    with pytest.raises(ValueError, match="not a tuple: leave auxiliary values out"):
+    with pytest.raises(ValueError, match="not a tuple; if it returns new statistics, pass has_aux=True"):
         _quadratic(loss=lambda w, x: (jnp.sum(w), {})).init(jnp.ones(3))
 
 

@@ -2,15 +2,15 @@
 
 import logging as _logging
 
-from . import experiments as experiments, problems as problems
+from . import data as data, experiments as experiments, problems as problems
 from ._check import check as check
 from ._convergence import ConvergenceError as ConvergenceError
 from ._hierarchy import Multigrid as Multigrid
 from ._serial import solve_serial as solve_serial
 from ._solution import Iteration as Iteration, Solution as Solution
 from ._solve import Progress as Progress, solve as solve
-from .coarse import RescaledRate as RescaledRate
-from .training import TrainStep as TrainStep
+from .coarse import FrozenGradient as FrozenGradient, RescaledRate as RescaledRate
+from .training import CompositeLoss as CompositeLoss, TrainStep as TrainStep
 
 
 _logging.getLogger("gritax").addHandler(_logging.NullHandler())

@@ -17,6 +17,8 @@ DEFAULT_TOLERANCE = 1e-6  # on relative residuals, when the caller names none
 _FLOOR_MARGIN = 10.0
 # Residuals may rise a thousandfold after a bad first guess and still fall; beyond this they have not been seen to.
 _DIVERGED = 1e4
+# With finer coarse steps at hand there is no need to wait so long.
+_REFINED = 10.0
 _PATIENCE = 5
 
 
@@ -48,11 +50,15 @@ def least_precise(floating: PyTree[Array]) -> jnp.dtype:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why the solve ended, as a sentence; `undiagnosed` if the cause must be looked for in the levels."""
+    """Why the iterations ended, as a sentence.
+
+    `undiagnosed` if the cause must be looked for in the levels, `restart` if finer coarse steps are to be tried first.
+    """
 
     converged: bool
     sentence: str
     undiagnosed: bool = False
+    restart: bool = False
 
     def because(self, diagnosis: str) -> "Verdict":
         return replace(self, sentence=f"{self.sentence}. {diagnosis}")
@@ -60,13 +66,16 @@ class Verdict:
 
 @dataclass
 class Monitor:
-    """Watches the residuals of one solve against its tolerance."""
+    """Watches the residuals of one attempt against the tolerance. `can_refine`: finer coarse steps could be tried."""
 
     tolerance: float | None
     max_iterations: int
     dtype: jnp.dtype
+    can_refine: bool = False
     history: list[float] = field(default_factory=list)
     absolute: list[float] = field(default_factory=list)
+    moves: list[float] = field(default_factory=list)
+    at_floor: bool = False
 
     @property
     def _wider(self) -> str:
@@ -96,6 +105,8 @@ class Monitor:
         """None to go on."""
         residual, tolerance, floor, name = self._measured(norms)
         self.history.append(residual)
+        self.moves.append(norms.moved)
+        self.at_floor = residual <= _FLOOR_MARGIN * floor
         if self.tolerance == 0:
             if iteration < self.max_iterations:
                 return None
@@ -128,30 +139,39 @@ class Monitor:
             return self._too_slow(iteration, residual, tolerance, name)
         return None
 
+    @property
+    def slow(self) -> bool:
+        """Whether the last two iterations, after the first correction, each left more than 0.7 of the residual."""
+        last = self.absolute[1:][-3:]
+        return len(last) == 3 and not self.at_floor and last[1] > 0.7 * last[0] and last[2] > 0.7 * last[1]
+
     def _diverged(self, iteration: int, norms: Norms) -> Verdict | None:
         # On the residual itself: a relative one is divided by weights that grow as well.
         # The initial guess does not count: its residual says nothing of the states to come.
         residual = norms.residual if math.isfinite(norms.travelled) else math.nan
         best = min((each for each in self.absolute[1:] if math.isfinite(each)), default=math.inf)
         self.absolute.append(residual)
-        if math.isfinite(residual) and residual <= _DIVERGED * max(min(best, residual), self.eps * norms.scale):
+        allowed = _REFINED if self.can_refine else _DIVERGED
+        if math.isfinite(residual) and residual <= allowed * max(min(best, residual), self.eps * norms.scale):
             return None
         when = f"diverged at iteration {iteration}" if iteration else "diverged in the initial guess"
         grew = f"grew to {residual:.3g}" if math.isfinite(residual) else "is not finite"
         so_far = f" (best so far {best:.3g})" if math.isfinite(best) else ""
-        return Verdict(False, f"{when}: the residual {grew}{so_far}", True)
+        return Verdict(False, f"{when}: the residual {grew}{so_far}", True, restart=self.can_refine)
 
     def _final_state_is_close(self, norms: Norms, floor: float) -> bool:
         """Without a tolerance of the caller's: whether the final parameters are near serial training's, as far as can be seen.
 
         Mismatches at C-points may each be small and add up. Iterates that converge by a factor q move by (1 - q) of their
-        error, which leaves q / (1 - q) of the last move.
+        error, which leaves q / (1 - q) of the last move. Of residuals and moves, the slower tells the factor.
         """
         if self.tolerance is not None or norms.relative <= _FLOOR_MARGIN * floor:
             return True
         if len(self.history) < 2:
             return False
-        q = min(self.history[-1] / self.history[-2], 0.5)
+        moves = self.moves[-2:]
+        factors = [self.history[-1] / self.history[-2], moves[-1] / moves[0] if moves[0] > 0 else 0.0]
+        q = min(max(factors), 0.5)
         return norms.moved * q / (1 - q) <= DEFAULT_TOLERANCE
 
     def _stagnates(self, reach: float) -> bool:

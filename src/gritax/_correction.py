@@ -20,7 +20,7 @@ def restrict(level: Level, evolution: Evolution, c: Points, e: Points) -> tuple[
     starts = jnp.arange(level.size, dtype=jnp.int32) * level.stride
 
     def coarse(u, start):
-        return evolution.advance(u, evolution.clock(start), start, level.stride)[0]
+        return evolution.advance_stored(u, evolution.clock(start), start, level.stride)[0]
 
     predicted = jax.vmap(coarse)(jax.tree.map(lambda x: x[: level.size], c), starts)
     return jax.tree.map(jnp.subtract, e, predicted), jax.tree.map(lambda x: x[:: level.factor], c)

@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from . import _relaxation as kernels
 from ._correction import keep_exact, restrict
-from ._evolution import Evolution, Phi, cost
+from ._evolution import Evolution, Phi, evaluations
 from ._hierarchy import Hierarchy, Level, Multigrid
 from ._norms import residual_norm
 from ._relaxation import Points, arrived
@@ -20,13 +20,12 @@ from ._relaxation import Points, arrived
 class Cost:
     """Network evaluations so far: on the critical path (`depth`) and in all (`work`)."""
 
-    phi: Phi
     depth: int = 0
     work: int = 0
 
-    def add(self, level: Level, in_sequence: int, lanes: int) -> None:
-        self.depth += in_sequence * cost(self.phi, "depth", level.stride)
-        self.work += in_sequence * lanes * cost(self.phi, "work", level.stride)
+    def add(self, phi: Phi, level: Level, in_sequence: int, lanes: int) -> None:
+        self.depth += in_sequence * evaluations(phi, "depth", level.stride)
+        self.work += in_sequence * lanes * evaluations(phi, "work", level.stride)
 
 
 @dataclass
@@ -39,16 +38,16 @@ class Cycle:
     evolution: Evolution
     hierarchy: Hierarchy
     method: Multigrid
-    cost: Cost = field(init=False)
+    cost: Cost = field(default_factory=Cost)
     front: int = 0
-
-    def __post_init__(self):
-        self.cost = Cost(self.evolution.phi)
 
     @property
     def exact_steps(self) -> int:
         finest = self.hierarchy[0]
         return finest.size if self.front >= finest.num_intervals else self.front * finest.factor
+
+    def _count(self, level: Level, in_sequence: int, lanes: int) -> None:
+        self.cost.add(self.evolution.phi, level, in_sequence, lanes)
 
     def iterate(self, c: Points, e: Points) -> tuple[Points, Array]:
         """(corrected C-points of the finest level, residual norm before the correction), from its C-points and arrivals."""
@@ -76,7 +75,7 @@ class Cycle:
     def correct(self, level: Level, c: Points, e: Points, cycle: str) -> Points:
         """The C-points of `level` from the level below it: restrict, solve there, take its points."""
         coarse = self.hierarchy[level.index + 1]
-        self.cost.add(coarse, 1, coarse.size)
+        self._count(coarse, 1, coarse.size)
         g, coarse_c = restrict(coarse, self.evolution, c, e)
         return self.solve(coarse, coarse_c, g, cycle)
 
@@ -92,12 +91,12 @@ class Cycle:
     def relax_finest(self, c: Points, e: Points, sweeps: int) -> tuple[Points, Points, PyTree[Array]]:
         """`sweeps` times {C-relaxation, sweep}: C-points, arrivals, final state."""
         finest = self.hierarchy[0]
-        self.cost.add(finest, sweeps * finest.factor, finest.num_intervals + (finest.tail > 0))
+        self._count(finest, sweeps * finest.factor, finest.num_intervals + (finest.tail > 0))
         return kernels.relax_finest(finest, self.evolution, c, e, np.int32(sweeps))
 
     def relax_coarse(self, level: Level, c: Points, g: Points, sweeps: int, steps: int) -> tuple[Points, Points, Points]:
         """`sweeps` times {C-relaxation, sweep of `steps` applications}: C-points, arrivals, all that was reached."""
-        self.cost.add(level, sweeps * steps, level.num_intervals + (level.tail > 0))
+        self._count(level, sweeps * steps, level.num_intervals + (level.tail > 0))
         return kernels.relax_coarse(level, self.evolution, c, g, np.int32(sweeps), np.int32(steps))
 
     def fill(self, level: Level, c: Points, g: Points) -> Points:
@@ -108,7 +107,7 @@ class Cycle:
     def march(self, c: Points, g: Points) -> Points:
         """All points of the coarsest level, step by step."""
         coarsest = self.hierarchy[-1]
-        self.cost.add(coarsest, coarsest.size, 1)
+        self._count(coarsest, coarsest.size, 1)
         return kernels.march(coarsest, self.evolution, c, g)
 
 

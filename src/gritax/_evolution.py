@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._arguments import require_whole
@@ -50,13 +51,16 @@ class Evolution:
     `0, spacing, 2 spacing, …` and looked up wherever a coarse step starts. The rest (functions, strings, flags) is
     constant and is put back before each call of phi.
 
+    A coarse correction may turn any floating leaf negative. Those that phi calls nonnegative (second moments) are therefore
+    *stored* as their square roots at the points of a level, and are natural only while phi is applied.
+
     A pytree whose leaves are the arrays of `phi` and the clocks' table, so that one compiled kernel serves all
     evolutions that differ in their data only.
     """
 
     def __init__(self, phi: Phi, state: PyTree):
         data = tuple(leaf for leaf in jax.tree.leaves(phi) if is_data(leaf))
-        self._aux = (_Static(phi, "phi"), _Static(state, "state"), 1)
+        self._aux = (_Static(phi, "phi"), _Static(state, "state"), _roots(phi, state), 1)
         self._children = (data, jax.tree.map(lambda x: x[None], self.split(state)[1]))
 
     def tree_flatten(self):
@@ -73,7 +77,7 @@ class Evolution:
         return self._aux[0].with_data(self._children[0])
 
     def with_clocks(self, table: PyTree[Array], spacing: int) -> "Evolution":
-        return self.tree_unflatten((*self._aux[:2], spacing), (self._children[0], table))
+        return self.tree_unflatten((*self._aux[:-1], spacing), (self._children[0], table))
 
     def split(self, state: PyTree) -> tuple[PyTree[Array], PyTree[Array]]:
         """(floating leaves, clocks) of a state."""
@@ -85,7 +89,7 @@ class Evolution:
 
     def clock(self, start: Array) -> PyTree[Array]:
         """The clocks at step `start`, a multiple of the table's spacing."""
-        return jax.tree.map(lambda values: values[start // self._aux[2]], self._children[1])
+        return jax.tree.map(lambda values: values[start // self._aux[-1]], self._children[1])
 
     def advance(self, floating: PyTree[Array], clock: PyTree[Array], start: Array, stride: int):
         """One application of phi to the split state. After a coarse step the clocks are those of the fine steps."""
@@ -93,6 +97,25 @@ class Evolution:
         after = called(name, "start", lambda state, start: phi(state, start, stride), self.merge(floating, clock), start)
         floating, clock = self.split(after)
         return floating, clock if stride == 1 else self.clock(start + stride)
+
+    def stored(self, floating: PyTree[Array]) -> PyTree[Array]:
+        """The form in which a state is kept at the points of a level, and corrected."""
+        return self._at_roots(jnp.sqrt, floating)
+
+    def natural(self, stored: PyTree[Array]) -> PyTree[Array]:
+        """The form that phi takes."""
+        return self._at_roots(jnp.square, stored)
+
+    def _at_roots(self, function, floating):
+        leaves, structure = jax.tree.flatten(floating)
+        return jax.tree.unflatten(
+            structure, [function(x) if is_root else x for x, is_root in zip(leaves, self._aux[2], strict=True)]
+        )
+
+    def advance_stored(self, stored: PyTree[Array], clock: PyTree[Array], start: Array, stride: int):
+        """One application of phi from and to the stored form."""
+        floating, clock = self.advance(self.natural(stored), clock, start, stride)
+        return self.stored(floating), clock
 
     def params(self, floating: PyTree[Array], clock: PyTree[Array]) -> PyTree[Array]:
         """The floating leaves in which distances are measured: `phi.params(state)` if phi has it, else all of them."""
@@ -104,14 +127,22 @@ class Evolution:
         return found
 
 
+def _roots(phi: Phi, state: PyTree) -> tuple[bool, ...]:
+    """For each floating leaf, whether phi calls it nonnegative."""
+    nonnegative = optional(phi, "nonnegative")
+    flags = nonnegative(state) if nonnegative else jax.tree.map(lambda _: False, state)
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(flags), strict=True)
+    return tuple(bool(flag) for leaf, flag in pairs if eqx.is_inexact_array(leaf))
+
+
 def optional(phi: Phi, name: str) -> Callable | None:
-    """The method `name` of phi, if it has one: `depth`, `work`, `params` or `method`."""
+    """The method `name` of phi, if it has one."""
     method = getattr(phi, name, None)
     # A field that happens to have that name, a model's layer say, is none.
     return method if callable(getattr(type(phi), name, None)) or inspect.isroutine(method) else None
 
 
-def cost(phi: Phi, name: str, stride: int) -> int:
+def evaluations(phi: Phi, name: str, stride: int) -> int:
     """Network evaluations of one application of phi: `name` is "depth" (in sequence) or "work" (in all)."""
     count = optional(phi, name)
     if count is None:

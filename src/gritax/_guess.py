@@ -29,15 +29,19 @@ def require_known_guess(initial_guess: InitialGuess, state: PyTree) -> None:
 
 
 def first_guess(cycle: Cycle, u0: PyTree[Array], initial_guess: InitialGuess) -> Points:
-    """C-points `0, m, 2 m, …` of level 0; point 0 is the initial state."""
+    """C-points `0, m, 2 m, …` of level 0, as stored; point 0 is the initial state."""
+    stored = cycle.evolution.stored(u0)
     if initial_guess == "nested":
-        return cycle.ascend(u0, "V")
+        return cycle.ascend(stored, "V")
     if not callable(initial_guess):
-        return _uniform(u0, cycle.hierarchy[0], initial_guess == "zeros")
+        return _uniform(stored, cycle.hierarchy[0], initial_guess == "zeros")
     steps = jnp.arange(1, cycle.hierarchy[0].num_intervals + 1, dtype=jnp.int32) * cycle.hierarchy[0].factor
     state = cycle.evolution.merge(u0, cycle.evolution.clock(jnp.int32(0)))
-    rest = jax.vmap(lambda step: cycle.evolution.split(_guessed(initial_guess, state, step))[0])(steps)
-    return jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), u0, rest)
+
+    def guess(step):
+        return cycle.evolution.stored(cycle.evolution.split(_guessed(initial_guess, state, step))[0])
+
+    return jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), stored, jax.vmap(guess)(steps))
 
 
 def _guessed(initial_guess, state, step):

@@ -58,12 +58,15 @@ def measure(
     def params(u, start):
         return evolution.params(u, evolution.clock(start))
 
+    def params_at(stored, start):
+        return params(evolution.natural(stored), start)
+
     def difference(x, y):
         return jax.tree.map(jnp.subtract, x, y)
 
-    wanted = jax.vmap(params)(e, starts)
-    given = jax.vmap(params)(arrived(c), starts)
-    first = params(jax.tree.map(lambda x: x[0], c), jnp.int32(0))
+    wanted = jax.vmap(params_at)(e, starts)
+    given = jax.vmap(params_at)(arrived(c), starts)
+    first = params_at(jax.tree.map(lambda x: x[0], c), jnp.int32(0))
     last, last_before = params(final, starts[-1]), params(final_before, starts[-1])
     travelled = norm(difference(last, first))
 

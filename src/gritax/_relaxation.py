@@ -4,6 +4,7 @@ On level l the equation of point k is `u[k] = Phi_l(u[k-1]) + g[k]`, with no `g`
 its C-points alone (`c`, leading axis `num_intervals + 1`). A *sweep* carries each of them through its interval and gives
 the *arrivals* (`e`, leading axis `num_intervals`), the values that the equation wants at the next C-point. Hence
 `e - c[1:]` is the residual, and a C-relaxation replaces `c[1:]` by `e`. Right-hand sides have the leading axis `size`.
+All of these are in the stored form of `Evolution`.
 """
 
 from functools import partial
@@ -39,21 +40,22 @@ def relax_finest(level: Level, evolution: Evolution, c: Points, e: Points, sweep
     def sweep(c):
         def step(j, carry):
             (u, clock), final = carry
-            u, clock = _apply(level, evolution, u, clock, starts + j)
+            u, clock = _apply(level, evolution.advance, u, clock, starts + j)
             if level.tail:
                 final = jax.tree.map(lambda f, x: jnp.where(j == level.tail - 1, x[-1], f), final, u)
             return (u, clock), final
 
-        u = jax.tree.map(lambda x: x[:lanes], c)
-        start = ((u, jax.vmap(evolution.clock)(starts)), jax.tree.map(lambda x: x[-1], c))
+        u = evolution.natural(jax.tree.map(lambda x: x[:lanes], c))
+        start = ((u, jax.vmap(evolution.clock)(starts)), evolution.natural(jax.tree.map(lambda x: x[-1], c)))
         (u, _), final = jax.lax.fori_loop(jnp.int32(0), jnp.int32(level.factor), step, start)
-        return jax.tree.map(lambda x: x[: level.num_intervals], u), final
+        e = evolution.stored(jax.tree.map(lambda x: x[: level.num_intervals], u))
+        return e, final
 
     def cycle(_, carry):
         c = _c_relax(carry[0], carry[1], level.weight)
         return c, *sweep(c)
 
-    return jax.lax.fori_loop(jnp.int32(0), sweeps, cycle, (c, e, jax.tree.map(lambda x: x[-1], c)))
+    return jax.lax.fori_loop(jnp.int32(0), sweeps, cycle, (c, e, evolution.natural(jax.tree.map(lambda x: x[-1], c))))
 
 
 @per_level
@@ -72,7 +74,7 @@ def relax_coarse(
     def sweep(c, reached):
         def step(j, carry):
             u, clock, reached = carry
-            u, clock = _apply(level, evolution, u, clock, starts + j * level.stride)
+            u, clock = _apply(level, evolution.advance_stored, u, clock, starts + j * level.stride)
             u = jax.tree.map(lambda x, y: x + jax.lax.dynamic_index_in_dim(y, j, 0, keepdims=False), u, g)
             return u, clock, jax.tree.map(lambda r, x: jax.lax.dynamic_update_index_in_dim(r, x, j, 0), reached, u)
 
@@ -96,10 +98,10 @@ def _starts(level, lanes):
     return jnp.arange(lanes, dtype=jnp.int32) * (level.factor * level.stride)
 
 
-def _apply(level, evolution, u, clock, starts):
+def _apply(level, advance, u, clock, starts):
     # Lanes past the end of the level repeat its last step; what they compute is not used.
     starts = jnp.minimum(starts, (level.size - 1) * level.stride)
-    return jax.vmap(lambda u, clock, start: evolution.advance(u, clock, start, level.stride))(u, clock, starts)
+    return jax.vmap(lambda u, clock, start: advance(u, clock, start, level.stride))(u, clock, starts)
 
 
 def _c_relax(c, e, weight):
@@ -132,7 +134,7 @@ def march(level: Level, evolution: Evolution, c: Points, g: Points) -> Points:
 
     def step(carry, inputs):
         (floating, clock), (start, g_k) = carry, inputs
-        floating, clock = evolution.advance(floating, clock, start, level.stride)
+        floating, clock = evolution.advance_stored(floating, clock, start, level.stride)
         floating = jax.tree.map(jnp.add, floating, g_k)
         return (floating, clock), floating
 

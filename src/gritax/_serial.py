@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from ._adaptation import prepared
+from ._arguments import require_whole
 from ._evolution import Phi
 from ._validation import validated
 
@@ -27,7 +29,8 @@ def solve_serial(phi: Phi, state: PyTree, num_steps: int) -> PyTree:
     >>> round(float(gritax.solve_serial(lambda u, start, stride: u / (1 + 0.5 * stride), 1.0, 2)), 6)
     0.444444
     """
-    evolution, floating, clock = validated(phi, state, num_steps)
+    require_whole("num_steps", num_steps, 1)
+    evolution, floating, clock = validated(prepared(phi, int(num_steps)), state, num_steps)
     return evolution.merge(*_scan(evolution, floating, clock, num_steps=int(num_steps)))
 
 

@@ -1,9 +1,11 @@
 """What a solve returns."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from ._hierarchy import Hierarchy
 
@@ -44,6 +46,11 @@ class Solution:
       guess, relaxation, residuals, right-hand sides and coarse solves, each at the cost that `phi.depth` and `phi.work` state.
     - `potential_speedup`: `num_steps / depth`. No prediction of time: see `work`, and measure.
     - `exact_steps`: how many of the first steps are exact by construction.
+    - `losses`: with phi a `TrainStep`, the loss of each step on its batch, before its update, `num_steps` of them; else None.
+      Computed when first asked for, by one sweep.
+    - `states`: with `save_every=k`, the states after steps `k, 2 k, …`, stacked along a new first axis; else None.
+    - `coarse_steps`: what phi says of its coarse steps, as they were chosen for this solve.
+    - `restarts`: why the solve was started again with shorter coarse steps, if it was. `depth` and `work` count all of it.
     """
 
     state: PyTree = field(repr=False)
@@ -59,6 +66,18 @@ class Solution:
     depth: int
     work: int
     exact_steps: int
+    coarse_steps: str = ""
+    restarts: tuple[str, ...] = ()
+    states: PyTree = field(repr=False, default=None)
+    _losses: Callable[[], Array] | None = field(repr=False, default=None)
+
+    @cached_property
+    def losses(self) -> np.ndarray | None:
+        return None if self._losses is None else np.asarray(self._losses())
+
+    def __getstate__(self):
+        # What losses are computed from holds functions that cannot be pickled.
+        return {**vars(self), "losses": self.losses, "_losses": None}
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -78,5 +97,7 @@ class Solution:
             ("depth, work", f"{self.depth:,} evaluations in sequence, {self.work:,} in all"),
             ("potential speedup", f"{self.potential_speedup:.2f}"),
         ]
+        rows[1:1] = [("coarse steps", self.coarse_steps)] * bool(self.coarse_steps)
+        rows[1:1] = [("started again", reason) for reason in self.restarts]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)

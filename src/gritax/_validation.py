@@ -10,7 +10,7 @@ from jax.tree_util import tree_leaves_with_path
 from jaxtyping import Array, PyTree
 
 from ._arguments import require_whole
-from ._evolution import Evolution, Phi
+from ._evolution import Evolution, Phi, optional
 from ._state import as_arrays, at_leaf
 
 
@@ -28,7 +28,10 @@ def validated(phi: Phi, state: PyTree, num_steps: int) -> tuple[Evolution, PyTre
     if not jax.tree.leaves(floating):
         raise ValueError("state has no floating-point array: there is nothing to solve for.")
     require_finite("state", state, "Give a finite initial state.")
-    after = evolution.merge(*first_step(evolution, floating, clock))
+    *after, loss = first_step(evolution, floating, clock)
+    if loss is not None and not np.isfinite(np.asarray(loss)):
+        raise ValueError(f"the loss at step 0 is {float(loss)}: look at the data of step 0 and at the initial parameters.")
+    after = evolution.merge(*after)
     _require_concrete("phi", after)
     require_finite("phi(state, 0, 1)", after, "Lower the learning rate, or look at the loss and data of step 0.")
     return evolution, floating, clock
@@ -55,7 +58,10 @@ def _require_three_arguments(phi: Phi) -> None:
 
 @jax.jit
 def first_step(evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array]):
-    return evolution.advance(floating, clock, jnp.int32(0), 1)
+    """(floating leaves, clocks) after one step, and the loss before it if phi has `loss_at`, else None."""
+    loss_at = optional(evolution.phi, "loss_at")
+    loss = None if loss_at is None else loss_at(evolution.merge(floating, clock), jnp.int32(0))
+    return *evolution.advance(floating, clock, jnp.int32(0), 1), loss
 
 
 def require_finite(name: str, state: PyTree, cure: str) -> None:

@@ -53,5 +53,8 @@ class Lines(Progress):
         )
         self.console.print("  ".join(cell.rjust(width) for cell, (_, width) in zip(cells, self._COLUMNS, strict=True)))
 
+    def restart(self, reason: str) -> None:
+        self.console.print(f"\nstarting again: {reason}\n")
+
     def end(self, solution: Solution) -> None:
         self.console.print()

@@ -1,4 +1,5 @@
 """Coarse propagators: what one step of a large stride does."""
 
 from ._protocol import CoarseStep as CoarseStep
+from .frozen_gradient import FrozenGradient as FrozenGradient
 from .rescaled import RescaledRate as RescaledRate

@@ -50,7 +50,8 @@ class RescaledRate:
         return float(min(stride**self.power, self.max_factor))
 
     def __call__(self, step: Any, state: PyTree, start: Array, stride: int) -> PyTree:
-        return step.update(state, self._batch(step.data, start, stride), self.factor(stride))
+        key_of = start // stride if self.data == "level" else start
+        return step.update(state, self._batch(step.data, start, stride), key_of, self.factor(stride))
 
     def depth(self, stride: int) -> int:
         return 1

@@ -22,7 +22,7 @@ class Comparison:
 
     - `distance`, `relative_distance`: 2-norm of the difference of the final weights, and the same divided by the distance
       that they travelled.
-    - `loss`, `accuracy`: of the solution's weights, on all examples; `serial_loss`, of the serial ones.
+    - `loss`, `metrics`: of the solution's weights; `serial_loss`, `serial_metrics`: of the serial ones.
     - `seconds`, `serial_seconds`: wall-clock time of the whole calls, compiled before, the median of the runs that were made.
     - `first_seconds`: of the first solve, with its compilation.
     """
@@ -32,7 +32,8 @@ class Comparison:
     relative_distance: float
     loss: float
     serial_loss: float
-    accuracy: float
+    metrics: dict[str, float]
+    serial_metrics: dict[str, float]
     seconds: float
     serial_seconds: float
     first_seconds: float
@@ -82,7 +83,8 @@ def compare(
         relative_distance=distance / _distance(serial, problem.step.params(problem.state)),
         loss=problem.loss(solution.params),
         serial_loss=problem.loss(serial),
-        accuracy=problem.accuracy(solution.params),
+        metrics=problem.metrics(solution.params),
+        serial_metrics=problem.metrics(serial),
         seconds=_seconds(lambda: solve(problem.step, problem.state, num_steps, method, **again).state),
         serial_seconds=_seconds(lambda: solve_serial(problem.step, problem.state, num_steps)),
         first_seconds=first_seconds,

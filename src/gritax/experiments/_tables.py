@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from .._hierarchy import Multigrid
 from .._solve import solve
 from ..coarse import RescaledRate
-from ..problems import xor
+from ..problems import Problem, adder, xor
 from ._paper import PaperTable, paper_table
 
 
@@ -32,11 +32,9 @@ class Row:
 def run_table(number: int, *, max_steps: int = 25_600, seed: int = 1) -> Iterator[Row]:
     """The rows of a table of the paper with up to `max_steps` steps, one after the other. Needs float64 (x64 enabled).
 
-    Raises `ValueError` for a table of another problem than XOR (8 to 16), and without float64.
+    Raises `ValueError` for a table that the paper does not have, and without float64.
     """
     table = paper_table(number)
-    if table.problem != "three-layer XOR":
-        raise ValueError(f"table {number} is about the {table.problem}; tables 1 to 7, on XOR, can be computed.")
     return (run_row(table, num_steps, seed=seed) for num_steps in table.num_steps if num_steps <= max_steps)
 
 
@@ -47,9 +45,7 @@ def run_row(table: PaperTable, num_steps: int, *, seed: int = 1, max_iterations:
     """
     if jnp.zeros(0).dtype != jnp.float64:
         raise ValueError('the paper\'s tolerance needs float64: call jax.config.update("jax_enable_x64", True) first.')
-    power = {"2^l": 1.0, "1.25^l": math.log2(1.25), "none": 0.0}[table.growth]
-    max_factor = math.inf if table.alpha_max is None else table.alpha_max / table.alpha_base
-    problem = xor(table.alpha_base, seed, serialized=table.serialized, coarse=RescaledRate(power, max_factor))
+    problem = _problem(table, seed)
     cycle = "F" if table.cycle == "F" else "V"
     options = {"coarsening": 2, "max_levels": table.max_levels, "cycle": cycle, "relaxation": 1} | method
     solution = solve(
@@ -73,3 +69,11 @@ def run_row(table: PaperTable, num_steps: int, *, seed: int = 1, max_iterations:
         rho=float((solution.residuals[-1] / solution.residuals[0]) ** (1 / max(solution.iterations, 1))),
         depth=solution.depth,
     )
+
+
+def _problem(table: PaperTable, seed: int) -> Problem:
+    power = {"2^l": 1.0, "1.25^l": math.log2(1.25), "none": 0.0}[table.growth]
+    coarse = RescaledRate(power, math.inf if table.alpha_max is None else table.alpha_max / table.alpha_base)
+    if table.problem == "three-layer XOR":
+        return xor(table.alpha_base, seed, serialized=table.serialized, coarse=coarse)
+    return adder(table.alpha_base, seed, serialized=table.serialized, num_examples=table.training_examples, coarse=coarse)

@@ -10,10 +10,13 @@ from ..training import TrainState, TrainStep
 
 @dataclass(frozen=True)
 class Problem:
-    """A training step, the state it starts from, and how good parameters are: loss and accuracy on all examples."""
+    """A training step, the state it starts from, and how good parameters are.
+
+    `loss(params)` is the loss on all training examples; `metrics(params)` the figures that people ask of such a model, by name.
+    """
 
     name: str
     step: TrainStep
     state: TrainState
     loss: Callable[[PyTree], float]
-    accuracy: Callable[[PyTree], float]
+    metrics: Callable[[PyTree], dict[str, float]]

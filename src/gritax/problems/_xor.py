@@ -49,7 +49,7 @@ def xor(
         step=step,
         state=step.init(params),
         loss=lambda params: float(_loss(params, (inputs, targets))),
-        accuracy=lambda params: float(jnp.mean((_network(params, inputs) > 0.5) == (targets > 0.5))),
+        metrics=lambda params: {"accuracy": float(jnp.mean((_network(params, inputs) > 0.5) == (targets > 0.5)))},
     )
 
 

@@ -5,19 +5,23 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
+from .._hierarchy import Multigrid
 from .._state import traced
-from ..coarse import CoarseStep, RescaledRate
+from ..coarse import CoarseStep, FrozenGradient
+from ._first_step import require_usable
+from ._second_moments import nonnegative
 
 
 class TrainState(NamedTuple):
-    """What a training step changes."""
+    """What a training step changes. `stats` are the running statistics of a loss with `has_aux`, else empty."""
 
     params: PyTree
     opt_state: PyTree
+    stats: PyTree = ()
 
 
 class TrainStep(eqx.Module):
@@ -27,15 +31,17 @@ class TrainStep(eqx.Module):
 
     **Arguments**
 
-    - `loss`: `loss(params, batch) -> scalar`, a plain sum or mean; differentiated with respect to the floating arrays of
-      `params`. Other leaves are carried along.
-    - `optimizer`: an Optax transformation without state of its own, such as `optax.sgd(0.1)`. Optimizers with moments
-      run, but `RescaledRate` is a poor coarse step for them.
-    - `batch`: `batch(step) -> pytree`, the data of a step. Pure, and `step` may be traced: index arrays, fold keys.
-    - `coarse`: the coarse propagator; `None` for `RescaledRate()`. That one is unstable once stride times learning rate
-      times curvature exceeds 2: for all but small learning rates, pass `RescaledRate(max_factor=…)`.
+    - `loss`: `loss(params, batch) -> scalar`, a sum or mean over the batch. With a `key`, `loss(params, batch, key)`; with
+      `has_aux`, `loss(params, stats, batch[, key]) -> (scalar, new_stats)`.
+    - `optimizer`: any Optax transformation whose state has a fixed structure.
+    - `batch`: `batch(step) -> pytree`, the data of a step, such as `gritax.data.Epochs`. Pure, and `step` may be traced.
+    - `coarse`: the coarse propagator; `None` for `FrozenGradient()`.
+    - `key`: a JAX random key; the loss of step `i` gets it folded with `i`.
+    - `has_aux`: whether the loss takes running statistics and returns the new ones.
+    - `trainable`: which leaves of `params` are trained, an Equinox filter (a function of a leaf, or a pytree of bools). By
+      default all floating-point arrays. The others are carried along.
 
-    Raises `ValueError` for arguments of another kind, and in `init` for a loss that is not a floating-point scalar.
+    Raises `ValueError` for arguments of another kind.
 
     >>> import gritax, jax.numpy as jnp, optax
     >>> step = gritax.TrainStep(lambda w, x: 0.5 * jnp.sum((w - x) ** 2), optax.sgd(0.01), lambda step: jnp.ones(2))
@@ -44,40 +50,50 @@ class TrainStep(eqx.Module):
     True
     """
 
-    loss: Callable[..., Scalar]
+    loss: Callable[..., Any]
     optimizer: optax.GradientTransformation
     batch: Callable[[Any], PyTree]
     coarse: CoarseStep
+    key: Array | None
+    has_aux: bool
+    trainable: PyTree
 
-    def __init__(self, loss, optimizer, batch, coarse: CoarseStep | None = None):
-        coarse = RescaledRate() if coarse is None else coarse
+    def __init__(
+        self,
+        loss,
+        optimizer,
+        batch,
+        coarse: CoarseStep | None = None,
+        *,
+        key=None,
+        has_aux=False,
+        trainable=eqx.is_inexact_array,
+    ):
+        coarse = FrozenGradient() if coarse is None else coarse
         for name, value, wanted in (("loss", loss, "(params, batch)"), ("batch", batch, "(step)")):
             if not callable(value):
                 raise ValueError(f"{name} must be a function {name}{wanted}, not a {type(value).__name__}.")
         if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
             raise ValueError(f"optimizer must be an Optax transformation such as optax.sgd(0.1), not {optimizer!r}.")
         if isinstance(coarse, type) or not callable(coarse) or not callable(getattr(coarse, "depth", None)):
-            raise ValueError(f"coarse must be a coarse propagator such as gritax.RescaledRate(), not {coarse!r}.")
+            raise ValueError(f"coarse must be a coarse propagator such as gritax.FrozenGradient(), not {coarse!r}.")
+        if not isinstance(has_aux, bool):
+            raise ValueError(f"has_aux must be True or False, not {has_aux!r}.")
+        if key is not None:
+            try:
+                jax.random.fold_in(key, 0)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"key must be one JAX random key such as jax.random.key(0), not {key!r}.") from error
         self.loss, self.optimizer, self.batch, self.coarse = loss, optimizer, batch, coarse
+        self.key, self.has_aux, self.trainable = key, has_aux, trainable
 
-    def init(self, params: PyTree) -> TrainState:
-        """The state of step 0, from the initial parameters."""
+    def init(self, params: PyTree, stats: PyTree = ()) -> TrainState:
+        """The state of step 0, from the initial parameters and, with `has_aux`, statistics.
 
-        def first_loss(params, step):
-            return self.loss(params, self.data(step))
-
-        value = eqx.filter_eval_shape(first_loss, params, jax.ShapeDtypeStruct((), jnp.int32))
-        if isinstance(value, tuple):
-            raise ValueError("loss must return a scalar alone, not a tuple: leave auxiliary values out.")
-        shape = getattr(value, "shape", type(value).__name__)
-        if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-            found = f"{value.dtype}{list(shape)}" if isinstance(shape, tuple) else f"a {shape}"
-            raise ValueError(f"loss must return a floating-point scalar, not {found}: sum or average over the batch.")
-        return TrainState(params, self.optimizer.init(eqx.filter(params, eqx.is_inexact_array)))
-
-    def data(self, step: Array) -> PyTree:
-        """`batch(step)`, with an error that says so if it needs the value of a traced step."""
-        return traced("batch(step)", "step", lambda _, step: self.batch(step), None, step)
+        Raises `ValueError` for a loss that is not a floating-point scalar, a batch that is not a pure function of the step,
+        parameters that cannot be trained, and an optimizer that does not take them.
+        """
+        return TrainState(params, require_usable(self, params, stats), stats)
 
     def params(self, state: TrainState) -> PyTree:
         return state.params
@@ -86,20 +102,85 @@ class TrainStep(eqx.Module):
         if not isinstance(state, TrainState):
             raise ValueError("state must come from TrainStep.init(params); these look like the parameters themselves.")
         if stride == 1:
-            return self.update(state, self.data(start))
+            return self.update(state, self.data(start), start)
         return self.coarse(self, state, start, stride)
 
-    def update(self, state: TrainState, batch: PyTree, factor: float = 1.0) -> TrainState:
-        """One optimizer step on `batch`, its update multiplied by `factor`."""
-        trainable, rest = eqx.partition(state.params, eqx.is_inexact_array)
-        gradient = jax.grad(lambda trainable: self.loss(eqx.combine(trainable, rest), batch))(trainable)
-        updates, opt_state = self.optimizer.update(gradient, state.opt_state, trainable)
+    def data(self, step: Array) -> PyTree:
+        """`batch(step)`, with an error that says so if it needs the value of a traced step."""
+        return traced("batch(step)", "step", lambda _, step: self.batch(step), None, step)
+
+    def evaluate(self, params: PyTree, stats: PyTree, batch: PyTree, step: Array) -> tuple[Scalar, PyTree]:
+        """(loss, new statistics) on `batch`, with the key of `step`."""
+        before = (params, stats) if self.has_aux else (params,)
+        after = () if self.key is None else (jax.random.fold_in(self.key, step),)
+        out = self.loss(*before, batch, *after)
+        return out if self.has_aux else (out, stats)
+
+    def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
+        """(trainable leaves, the others)."""
+        return eqx.partition(params, self.trainable)
+
+    def gradient(self, params: PyTree, stats: PyTree, batch: PyTree, step: Array) -> tuple[tuple[Scalar, PyTree], PyTree]:
+        """((loss, new statistics), gradient) on `batch`, with the key of `step`."""
+        trainable, rest = self.split(params)
+        evaluate = lambda trainable: self.evaluate(eqx.combine(trainable, rest), stats, batch, step)
+        return jax.value_and_grad(evaluate, has_aux=True)(trainable)
+
+    def apply(self, state: TrainState, gradient: PyTree, value: Scalar, stats: PyTree, factor: float = 1.0) -> TrainState:
+        """The optimizer's step with this gradient and loss, its update multiplied by `factor`."""
+        trainable, rest = self.split(state.params)
+        extra = {"value": value} if isinstance(self.optimizer, optax.GradientTransformationExtraArgs) else {}
+        updates, opt_state = self.optimizer.update(gradient, state.opt_state, trainable, **extra)
         if factor != 1:
             updates = optax.tree.scale(factor, updates)
-        return TrainState(eqx.combine(optax.apply_updates(trainable, updates), rest), opt_state)
+        return TrainState(eqx.combine(optax.apply_updates(trainable, updates), rest), opt_state, stats)
+
+    def update(self, state: TrainState, batch: PyTree, step: Array, factor: float = 1.0) -> TrainState:
+        """One training step on `batch`, with the key of `step`, its update multiplied by `factor`."""
+        (value, stats), gradient = self.gradient(state.params, state.stats, batch, step)
+        return self.apply(state, gradient, value, stats, factor)
+
+    def loss_at(self, state: TrainState, step: Array) -> Scalar:
+        """The loss on the batch of `step`, before its update."""
+        return self.evaluate(state.params, state.stats, self.data(step), step)[0]
+
+    def nonnegative(self, state: TrainState) -> PyTree:
+        """Which leaves of the state no step makes negative: Adam's second moments and the like."""
+        nothing = lambda tree: jax.tree.map(lambda _: False, tree)
+        found = nonnegative(self.optimizer, self.split(state.params)[0])
+        return TrainState(nothing(state.params), found, nothing(state.stats))
+
+    def prepared(self, num_steps: int) -> "TrainStep":
+        """The same step with what can be computed once for a run of `num_steps`: the order of the examples."""
+        tabulated = getattr(self.batch, "tabulated", None)
+        return self if tabulated is None else eqx.tree_at(lambda step: step.batch, self, tabulated(num_steps))
+
+    def adapted(self, states: TrainState, starts: Array | np.ndarray, num_steps: int) -> tuple["TrainStep | None", int, int]:
+        """(this step with another coarse propagator for `states`, stacked, at the steps `starts`; depth and work spent)."""
+        adapt = getattr(self.coarse, "adapted", None)
+        coarse, depth, work = (self.coarse, 0, 0) if adapt is None else adapt(self, states, starts, num_steps)
+        return None if coarse == self.coarse else self._with(coarse), depth, work
+
+    def finer(self) -> "TrainStep | None":
+        """With a coarse propagator closer to the training steps, to try after a failure; None if there is none."""
+        refine = getattr(self.coarse, "finer", None)
+        coarse = None if refine is None else refine()
+        return None if coarse is None else self._with(coarse)
+
+    def _with(self, coarse: CoarseStep) -> "TrainStep":
+        return eqx.tree_at(lambda step: step.coarse, self, coarse, is_leaf=lambda x: x is self.coarse)
+
+    def describe(self) -> str:
+        """The coarse propagator, in words."""
+        return str(self.coarse)
 
     def depth(self, stride: int) -> int:
         return 1 if stride == 1 else self.coarse.depth(stride)
 
     def work(self, stride: int) -> int:
         return 1 if stride == 1 else self.coarse.work(stride)
+
+    def method(self, num_steps: int) -> Multigrid:
+        """The multigrid method that suits the coarse propagator."""
+        propose = getattr(self.coarse, "method", None)
+        return Multigrid() if propose is None else propose(num_steps)

@@ -1,0 +1,117 @@
+"""Frozen gradients on the adder and on digits: iterations, depth and the distance from serial training.
+
+    python benchmarks/training.py [names of groups] [--json FILE]
+
+Counts do not depend on the machine; the seconds are those of one call, with its compilation, and say little.
+"""
+
+import argparse
+import json
+import math
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import jax
+import optax
+from _measuring import machine, today, versions
+
+import gritax
+
+
+jax.config.update("jax_enable_x64", True)
+
+FrozenGradient, Multigrid = gritax.FrozenGradient, gritax.Multigrid
+STEPS = 8192
+
+
+def distance(a, b):
+    return float(optax.tree.norm(jax.tree.map(lambda x, y: x - y, a, b)))
+
+
+def digits(optimizer, refresh, *, method=None, steps=STEPS, seeds=range(1, 6), **options):
+    for seed in seeds:
+        yield gritax.problems.digits(optimizer, seed, coarse=FrozenGradient(refresh), **options), seed, steps, method
+
+
+def adder(reduction, refresh, method, sizes):
+    for steps in sizes:
+        yield gritax.problems.adder(coarse=FrozenGradient(refresh), reduction=reduction), 1, steps, method
+
+
+SIZES = [100 * 2**k for k in range(8)]
+COSINE, WARM_UP = optax.cosine_decay_schedule(1e-3, 2048), optax.warmup_cosine_decay_schedule(0.0, 1e-3, 256, 2048)
+GROUPS = {
+    "adam": lambda: digits(optax.adam(1e-3), 64),
+    "sgd": lambda: digits(optax.sgd(0.1), 16),
+    "adder, mean over outputs": lambda: adder("mean", math.inf, Multigrid(4), SIZES),
+    "adamw cosine": lambda: digits(optax.adamw(COSINE), 32, steps=2048, seeds=(1, 2, 3), activation="tanh"),
+    "heavy ball [32]": lambda: digits(
+        optax.sgd(0.02, momentum=0.9), 16, method=Multigrid((32,)), steps=2048, seeds=(1, 2, 3), activation="tanh"
+    ),
+    "heavy ball [4, 4, 2], FCFCF": lambda: digits(
+        optax.sgd(0.02, momentum=0.9), 32, steps=2048, seeds=(1, 2, 3), activation="tanh"
+    ),
+    "nesterov": lambda: digits(optax.sgd(0.02, momentum=0.9, nesterov=True), 32, steps=2048, seeds=(1,), activation="tanh"),
+    "adam, warm-up and cosine": lambda: digits(optax.adam(WARM_UP), 32, steps=2048, seeds=(1,)),
+    "adam, float32": lambda: digits(optax.adam(1e-3), 64, seeds=(1, 2), dtype="float32"),
+    "sgd, float32": lambda: digits(optax.sgd(0.1), 16, seeds=(1, 2), dtype="float32"),
+    "adam, tanh": lambda: digits(optax.adam(1e-3), 64, activation="tanh"),
+    "sgd, tanh": lambda: digits(optax.sgd(0.1), 16, activation="tanh"),
+    "refresh from the curvature": lambda: (
+        each
+        for optimizer in (optax.adam(1e-3), optax.sgd(0.1), optax.sgd(0.02, momentum=0.9))
+        for each in digits(optimizer, None, steps=2048, seeds=(1,))
+    ),
+    "adder, sum over outputs": lambda: adder("sum", None, None, (3200, 12800)),
+    "relu": lambda: digits(optax.adam(1e-3), 16, steps=512, seeds=(1,), activation="relu"),
+}
+
+
+def row(name, problem, seed, steps, method):
+    began = time.perf_counter()
+    solution = gritax.solve(problem.step, problem.state, steps, method, throw=False, max_iterations=30)
+    seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    serial = jax.block_until_ready(gritax.solve_serial(problem.step, problem.state, steps))
+    return {
+        "group": name,
+        "seed": seed,
+        "steps": steps,
+        "levels": solution.level_sizes,
+        "coarse_steps": solution.coarse_steps,
+        "restarts": solution.restarts,
+        "converged": solution.converged,
+        "iterations": solution.iterations,
+        "depth": solution.depth,
+        "potential_speedup": round(solution.potential_speedup, 2),
+        "work_per_step": round(solution.work / steps, 1),
+        "relative_residuals": [float(f"{r:.2e}") for r in solution.relative_residuals],
+        "relative_error": float(
+            f"{distance(solution.params, serial.params) / distance(serial.params, problem.state.params):.2e}"
+        ),
+        "metrics": problem.metrics(solution.params),
+        "seconds": round(seconds, 1),
+        "serial_seconds": round(time.perf_counter() - began, 1),
+        "reason": solution.reason,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("groups", nargs="*", help=f"all, if none is named: {', '.join(GROUPS)}")
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    rows = []
+    for name in arguments.groups or GROUPS:
+        for case in GROUPS[name]():
+            rows.append(row(name, *case))
+            print({key: value for key, value in rows[-1].items() if key not in ("levels", "metrics")}, flush=True)
+            if arguments.json:
+                made_by = {"command": shlex.join(["python", *sys.argv]), "machine": machine(), "versions": versions()}
+                Path(arguments.json).write_text(json.dumps(made_by | {"date": today(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What phi may choose for itself: tables for the run, coarse steps for the states at hand, finer ones after a failure."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ._cycle import Cost, Cycle
+from ._evolution import Evolution, Phi, optional
+from ._hierarchy import Multigrid
+from ._relaxation import Points
+
+
+logger = logging.getLogger("gritax")
+
+_POINTS = 8
+
+
+def prepared(phi: Phi, num_steps: int) -> Phi:
+    """phi with what can be computed once for a run: `phi.prepared(num_steps)`, if it has that."""
+    prepare = optional(phi, "prepared")
+    return phi if prepare is None else prepare(num_steps)
+
+
+class Adaptation:
+    """The evolution of a solve with coarse steps that suit it, and why they were changed.
+
+    phi may define `adapted(states, starts, num_steps) -> (phi or None, depth, work)`, with coarse steps for these states
+    (stacked) at the steps `starts` if they are to be others, and what it cost to choose them; `finer() -> phi or None`, with
+    closer ones; and `describe() -> str`.
+    """
+
+    def __init__(self, evolution: Evolution, floating: PyTree, clock: PyTree, num_steps: int, may_restart: bool):
+        self.evolution, self.num_steps, self.may_restart = evolution, num_steps, may_restart
+        self._state = evolution.merge(floating, clock)
+        self.cost = Cost()
+        self.restarts: list[str] = []
+        one = jax.tree.map(lambda x: x[None], (floating, clock))
+        self._take(self._adapted(evolution, one, np.zeros(1, np.int32)))
+
+    @property
+    def method(self) -> Multigrid:
+        """What phi proposes."""
+        propose = optional(self.evolution.phi, "method")
+        return Multigrid() if propose is None else propose(self.num_steps)
+
+    @property
+    def coarse_steps(self) -> str:
+        """What phi says of its coarse steps."""
+        describe = optional(self.evolution.phi, "describe")
+        return "" if describe is None else describe()
+
+    @property
+    def can_refine(self) -> bool:
+        return self.may_restart and self._finer() is not None
+
+    def to_guess(self, cycle: Cycle, c: Points) -> bool:
+        """Whether the nested guess `c` wants other coarse steps than those that made it, which are then taken."""
+        finest = cycle.hierarchy[0]
+        points = np.unique(np.linspace(1, finest.num_intervals, _POINTS).astype(np.int32))
+        starts = points * np.int32(finest.factor)
+        floating = cycle.evolution.natural(jax.tree.map(lambda x: x[points], c))
+        better = self._adapted(cycle.evolution, (floating, jax.vmap(cycle.evolution.clock)(jnp.asarray(starts))), starts)
+        return self._take(better, "the curvature along the nested guess asks for shorter coarse steps")
+
+    def refine(self, reason: str) -> None:
+        """Takes the finer coarse steps of phi."""
+        self._take(self._finer(), reason)
+
+    def _adapted(self, evolution, states, starts) -> Phi | None:
+        adapt = optional(evolution.phi, "adapted")
+        if adapt is None:
+            return None
+        phi, depth, work = adapt(evolution.merge(*states), starts, self.num_steps)
+        self.cost.depth += depth
+        self.cost.work += work
+        return phi
+
+    def _finer(self) -> Phi | None:
+        refine = optional(self.evolution.phi, "finer")
+        return None if refine is None else refine()
+
+    def _take(self, phi: Phi | None, reason: str = "") -> bool:
+        """Whether there is another phi, with which the solve goes on."""
+        if phi is None:
+            return False
+        self.evolution = Evolution(phi, self._state)
+        if reason:
+            self.restarts.append(f"{reason}: {self.coarse_steps}")
+            logger.info("started again: %s", self.restarts[-1])
+        return True

@@ -1,0 +1,114 @@
+"""One attempt at a solve: iterates from one initial guess with one set of levels, each measured and reported once."""
+
+import logging
+import math
+import time
+import warnings
+
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ._continuity import jumps
+from ._convergence import Monitor, Verdict
+from ._cycle import Cycle
+from ._diagnosis import diagnose
+from ._hierarchy import Hierarchy
+from ._norms import Norms, measure
+from ._relaxation import Points, arrived
+from ._solution import Iteration, Solution
+
+
+logger = logging.getLogger("gritax")
+
+_DISCONTINUOUS = (
+    "the training step jumps as the state changes, so no coarse step follows it closely: a discontinuous gradient (ReLU, |x|, "
+    "max-pooling) or update (the sign of a gradient). Use GELU, SiLU, tanh or softplus for ReLU, a smooth pooling, an "
+    "optimizer without signs; or take the approximate weights of a few iterations, with throw=False and max_iterations=3, say"
+)
+
+
+class Progress:
+    """Told of a solve as it runs; does nothing. Subclass it to show something."""
+
+    def begin(self, hierarchy: Hierarchy) -> None:
+        """The levels are known, nothing has been computed."""
+
+    def iteration(self, iteration: Iteration) -> None:
+        """An iterate has been measured; the first is the initial guess."""
+
+    def restart(self, reason: str) -> None:
+        """The iterates so far are given up for finer coarse steps; `begin` follows."""
+
+    def end(self, solution: Solution) -> None:
+        """The solve is over, converged or not."""
+
+
+class Attempt:
+    """The iterates of one attempt."""
+
+    def __init__(self, cycle: Cycle, monitor: Monitor, progress: Progress, began: float):
+        self.cycle, self.monitor, self.progress, self.began = cycle, monitor, progress, began
+        self.reports: list[Iteration] = []
+        self.discontinuous: bool | None = None
+
+    def run(self, u0: PyTree[Array], clock: PyTree[Array], c: Points) -> tuple[Points, PyTree[Array], Verdict]:
+        """(C-points, final state, why it ended), from the initial state and the initial guess `c`."""
+        cycle, skip = self.cycle, self.cycle.method.skip_first_down and len(self.cycle.hierarchy) > 1
+        relaxed: Array | float = math.nan
+        final = u0
+        while True:
+            # One sweep gives the residual of this iterate, its final state, and the first arrivals of the next iteration.
+            before = final
+            c, e, final = cycle.relax_finest(c, arrived(c), 1)
+            norms = Norms(*np.asarray(measure(cycle.hierarchy[0], cycle.evolution, c, e, final, before)).tolist())
+            verdict = self._report(norms, relaxed) or self._examined(c)
+            if verdict is not None:
+                # The residual is that of `c`: with their own values for arrivals, C-points stay.
+                return c, final, self._explained(verdict, u0, clock)
+            if skip and len(self.reports) == 1:
+                c, relaxed = cycle.ascend(cycle.evolution.stored(u0), cycle.method.cycle), math.nan
+            else:
+                c, relaxed = cycle.iterate(c, e)
+
+    def _report(self, norms: Norms, relaxed: Array | float) -> Verdict | None:
+        number = len(self.reports)
+        before = self.reports[-1].residual if number else math.nan
+        iteration = Iteration(
+            number=number,
+            residual=norms.residual,
+            relaxed_residual=float(relaxed),
+            relative_residual=norms.relative,
+            factor=norms.residual / before if before else math.nan,
+            exact_steps=self.cycle.exact_steps,
+            seconds=time.perf_counter() - self.began,
+        )
+        self.reports.append(iteration)
+        self.progress.iteration(iteration)
+        logger.info("iteration %d: residual %.3e, relative %.3e", number, norms.residual, norms.relative)
+        # Not before the first correction: the norm of an initial guess says nothing of the states to come.
+        if number == 1 and (warning := self.monitor.unreachable(norms)):
+            warnings.warn(warning, stacklevel=4)
+        return self.monitor.verdict(number, norms, exact=self.cycle.exact_steps == self.cycle.hierarchy[0].size)
+
+    def _examined(self, c: Points) -> Verdict | None:
+        """Once convergence is slow: because the step jumps, which is told, or because coarse steps are too long."""
+        if not self.monitor.slow:
+            return None
+        if self.discontinuous is None:
+            self.discontinuous = jumps(self.cycle.evolution, self.cycle.hierarchy[0], c)
+            if self.discontinuous:
+                warnings.warn(f"Slow convergence: {_DISCONTINUOUS}.", stacklevel=4)
+        if self.discontinuous or not self.monitor.can_refine:
+            return None
+        return Verdict(False, "the residual hardly fell", restart=True)
+
+    def _explained(self, verdict: Verdict, u0: PyTree[Array], clock: PyTree[Array]) -> Verdict:
+        if not verdict.undiagnosed or verdict.restart:
+            return verdict
+        if self.discontinuous:
+            return verdict.because(_DISCONTINUOUS[0].upper() + _DISCONTINUOUS[1:])
+        try:
+            return verdict.because(diagnose(self.cycle.evolution, self.cycle.hierarchy, u0, clock))
+        except Exception as error:  # whatever phi does on perturbed states, the verdict and the solution must get through
+            logger.debug("no diagnosis", exc_info=error)
+            return verdict.because("Its cause could not be found")

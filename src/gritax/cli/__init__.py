@@ -1,0 +1,32 @@
+"""The command `gritax`."""
+
+import sys
+import warnings
+
+import jax
+import tyro
+from rich.console import Console
+
+from ._report import BAD_ARGUMENTS
+from ._solve import Solve
+from ._tables import Tables
+from ._train import Train
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command with `arguments`, those of the process if not given, and exits with its status."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"solve": Solve, "train": Train, "tables": Tables},
+        prog="gritax",
+        description="Training in parallel over its own steps.",
+        args=arguments,
+    )
+    jax.config.update("jax_enable_x64", True)
+    errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    warnings.showwarning = lambda message, *_, **__: errors.print(f"gritax: warning: {message}")
+    try:
+        status = command.run(Console(highlight=False, markup=False, soft_wrap=True))
+    except (ValueError, ImportError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        errors.print(f"gritax: {str(error).splitlines()[0]}", style="red")
+        status = BAD_ARGUMENTS
+    sys.exit(status)

@@ -1,0 +1,78 @@
+"""What commands show and write, and the statuses they end with."""
+
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from ..experiments import Comparison
+
+
+CONVERGED, BAD_ARGUMENTS, NOT_CONVERGED = 0, 2, 3
+
+
+def one_or_many(values: tuple[int, ...]) -> int | tuple[int, ...]:
+    return values[0] if len(values) == 1 else values
+
+
+def finish(command: Any, console: Console, comparison: Comparison) -> int:
+    """Shows the comparison, writes it if that was asked for, and returns the exit status."""
+    _show(console, comparison)
+    if command.json is not None:
+        settings = {name: value for name, value in vars(command).items() if name != "json"}
+        write_json(command.json, {"settings": settings, **_figures(comparison)})
+    return CONVERGED if comparison.solution.converged else NOT_CONVERGED
+
+
+def _show(console: Console, comparison: Comparison) -> None:
+    rows = (
+        ("distance from serial", f"{comparison.distance:.2e} ({comparison.relative_distance:.1e} of the distance travelled)"),
+        ("loss", f"{comparison.loss:.3e} (serial {comparison.serial_loss:.3e})"),
+        *((name, f"{value:.4g} (serial {comparison.serial_metrics[name]:.4g})") for name, value in comparison.metrics.items()),
+        ("seconds", f"{comparison.seconds:.3f} parallel, {comparison.serial_seconds:.3f} serial, both compiled before"),
+        ("first solve", f"{comparison.first_seconds:.2f} s with its compilation"),
+    )
+    lines = [str(comparison.solution), *(f"{name:<21}  {value}" for name, value in rows)]
+    console.print("\n".join(lines))
+    console.print(f"\n{comparison.sentence}")
+
+
+def _figures(comparison: Comparison) -> dict[str, Any]:
+    solution = comparison.solution
+    return {
+        "converged": solution.converged,
+        "reason": solution.reason,
+        "iterations": solution.iterations,
+        "residuals": solution.residuals.tolist(),
+        "relaxed_residuals": [None if math.isnan(r) else r for r in solution.relaxed_residuals.tolist()],
+        "relative_residuals": solution.relative_residuals.tolist(),
+        "level_sizes": solution.level_sizes,
+        "depth": solution.depth,
+        "work": solution.work,
+        "potential_speedup": solution.potential_speedup,
+        "coarse_steps": solution.coarse_steps,
+        "restarts": solution.restarts,
+        **{name: value for name, value in vars(comparison).items() if name != "solution"},
+    }
+
+
+def require_writable(path: Path | None) -> None:
+    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK) and not path.is_dir()):
+        raise ValueError(f"--json {path}: no file can be written there. Name a file in a folder that exists.")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    made_by = {
+        "command": shlex.join(["gritax", *sys.argv[1:]]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()}",
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("gritax", "jax", "numpy")}},
+    }
+    path.write_text(json.dumps(made_by | content, indent=2) + "\n")

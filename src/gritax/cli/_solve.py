@@ -1,0 +1,75 @@
+"""`gritax solve`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+
+from .. import experiments, problems
+from .._arguments import require_whole
+from .._convergence import require_tolerance
+from .._hierarchy import Multigrid
+from ..coarse import RescaledRate
+from ..progress import Lines
+from ._report import finish, one_or_many, require_writable
+
+
+@dataclass
+class Solve:
+    """Train a problem in parallel over its steps, and compare with serial training.
+
+    xor: the 3-4-1 network of Schroder (2017), by gradient descent on all four examples.
+
+    Exit status: 0 converged, 2 bad arguments, 3 not converged.
+    """
+
+    problem: tyro.conf.Positional[Literal["xor"]]
+    """Which problem."""
+    steps: int = 25_600
+    """Training steps."""
+    alpha: float = 1.0
+    """Learning rate."""
+    seed: int = 1
+    """Seed of the initial weights."""
+    coarsening: tuple[int, ...] = (2,)
+    """Coarsening factor: one number, or one per level."""
+    levels: int | None = None
+    """At most so many levels."""
+    cycle: Literal["V", "F"] = "F"
+    """Multigrid cycle."""
+    relaxation: tuple[int, ...] = (1,)
+    """FC sweeps before the last F-relaxation (0: F, 1: FCF): one number, or one per level."""
+    coarse: Literal["rescaled", "naive"] = "rescaled"
+    """Coarse step: learning rate times stride, at most --alpha-max; or the same rate on every level."""
+    alpha_max: float = 8.0
+    """Largest learning rate of a coarse step."""
+    tolerance: float | None = None
+    """On the residual, absolute; without it, 1e-6 of the distance that the weights travel."""
+    max_iterations: int = 50
+    """At most so many iterations."""
+    dtype: Literal["float64", "float32"] = "float64"
+    """Precision of weights and data."""
+    json: Path | None = None
+    """Write the results to this file as well, replacing it."""
+
+    def run(self, console: Console) -> int:
+        problem = problems.xor(self.alpha, self.seed, coarse=self._coarse_step(), dtype=self.dtype)
+        method = Multigrid(one_or_many(self.coarsening), self.levels, cycle=self.cycle, relaxation=one_or_many(self.relaxation))
+        method.hierarchy(self.steps)
+        require_tolerance(self.tolerance)
+        require_whole("--max-iterations", self.max_iterations, 0)
+        require_writable(self.json)
+        console.print(f"XOR, {self.steps:,} steps of gradient descent at learning rate {self.alpha:g}, {self.dtype}\n")
+        comparison = experiments.compare(
+            problem, self.steps, method, progress=Lines(console), tolerance=self.tolerance, max_iterations=self.max_iterations
+        )
+        return finish(self, console, comparison)
+
+    def _coarse_step(self) -> RescaledRate:
+        if self.coarse == "naive":
+            return RescaledRate(power=0.0)
+        if not 0 < self.alpha <= self.alpha_max:
+            raise ValueError(f"--alpha must be positive and at most --alpha-max, {self.alpha_max:g}, not {self.alpha:g}.")
+        return RescaledRate(max_factor=self.alpha_max / self.alpha)

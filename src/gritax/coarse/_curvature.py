@@ -1,0 +1,72 @@
+"""How stiff training is for a coarse step that freezes its gradients."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .._norms import norm
+
+
+_PRODUCTS = 12
+_DRAIN = 256
+
+
+def largest_kappa(coarse: Any, step: Any, states: PyTree, starts: Array | np.ndarray, span: int) -> tuple[float, int, int]:
+    r"""($\kappa$ of one training step, the largest over the states; depth spent; work spent).
+
+    $\kappa$ is the largest eigenvalue of $P H$: $H$ the mean curvature of the loss over the minibatches of `span` steps, $P$
+    what the optimizer makes of a gradient in the long run: learning rate over $1 - \beta$ for heavy ball, learning rate over
+    the root of the second moment for Adam. Frozen gradients of R steps are an explicit Euler step of length $R \kappa$.
+
+    By power iteration with the frozen-gradient step itself, so no optimizer need be known. After the `span` gradients it takes
+    a few hundred steps without any, in which momentum spends what it holds.
+    """
+    found = np.asarray(_power_iteration(coarse, step, states, starts, span)) / span
+    evaluations = 2 + _PRODUCTS
+    return float(np.max(found)), evaluations, evaluations * span * len(found)
+
+
+@eqx.filter_jit
+def _power_iteration(coarse, step, states, starts, span):
+    arrays, constants = eqx.partition(states, eqx.is_array)
+
+    def at(arrays, start):
+        state = eqx.combine(arrays, constants)
+        # Moments that are still empty would make any gradient look small; a few at these parameters fill them.
+        state = state._replace(opt_state=coarse.block(step, state, start, span).opt_state)
+        params, others = step.split(state.params)
+
+        def moved(params):
+            after = coarse.block(step, state._replace(params=eqx.combine(params, others)), start + span, span)
+            nothing = jax.tree.map(jnp.zeros_like, params)
+            arrays, constants = eqx.partition(after, eqx.is_array)
+
+            def drain(arrays, _):
+                state = eqx.combine(arrays, constants)
+                return eqx.filter(step.apply(state, nothing, jnp.zeros(()), state.stats), eqx.is_array), None
+
+            return step.split(eqx.combine(jax.lax.scan(drain, arrays, length=_DRAIN)[0], constants).params)[0]
+
+        here = moved(params)
+        eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
+        # By differences: an optimizer may have no derivative where a gradient is zero, as the root of Adam's moment.
+        length = math.sqrt(eps) * (1 + norm(params))
+
+        def product(v, _):
+            size = norm(v)
+            v = jax.tree.map(lambda x: x / jnp.where(size > 0, size, 1).astype(x.dtype), v)
+            there = moved(jax.tree.map(lambda x, y: x + length.astype(x.dtype) * y, params, v))
+            v = jax.tree.map(lambda x, y, z: x - (y - z) / length.astype(x.dtype), v, there, here)
+            return v, norm(v)
+
+        leaves, structure = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(0), len(leaves))
+        first = [jax.random.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
+        return jax.lax.scan(product, jax.tree.unflatten(structure, first), length=_PRODUCTS)[1][-1]
+
+    return jax.vmap(at)(arrays, jnp.asarray(starts))

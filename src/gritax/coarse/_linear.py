@@ -1,0 +1,220 @@
+"""Optimizers that are linear in their gradients, such as heavy ball: many of their steps are one small matrix.
+
+For one parameter array w, the floating arrays that its gradient moves (w itself, its velocity, an average of it) are a *family*
+u. If the optimizer is linear, and does to all elements the same, then R steps with the gradients g_0, …, g_{R-1} give
+
+    u_i <- sum_j T_ij u_j + sum_k A_ik g_k
+
+with numbers T and A that depend on the step alone. So R gradients are needed only as a few weighted sums.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.interpreters.partial_eval import dce_jaxpr
+from jaxtyping import Array, PyTree
+
+
+_MOST_SUMS = 2
+_IMPULSE_STEPS = 1024
+
+
+@dataclass(frozen=True)
+class LinearOptimizer:
+    """How an optimizer that is linear moves its leaves, those of (parameters, optimizer state) in their order.
+
+    `families` has for each leaf the index of the parameter whose gradient moves it, or None for an integer; `sums` the index
+    of the weighted sum of gradients that it takes; `memory` is after how many steps 95 percent of a gradient have been used.
+    """
+
+    families: tuple[int | None, ...]
+    sums: tuple[int | None, ...]
+    memory: int
+
+    @property
+    def num_sums(self) -> int:
+        return 1 + max(index for index in self.sums if index is not None)
+
+    def coefficients(self, optimizer, params: PyTree, opt_state: PyTree, num_steps: int) -> list[tuple[Array, Array]]:
+        """(T_i, A_i) of each leaf, from the optimizer's own steps on unit vectors."""
+        members = [self.members(family) for family in self.families]
+        most = max(len(each) for each in members)
+        leaves, structure = jax.tree.flatten((params, opt_state))
+
+        def unit(leaf, family, index):
+            if family is None:
+                return leaf
+            return jnp.zeros(most + num_steps, leaf.dtype).at[members[index].index(index)].set(1)
+
+        units = [unit(*each, index) for index, each in enumerate(zip(leaves, self.families, strict=True))]
+        # The first unit vectors are for the members, those after them for the gradients of the steps.
+        gradients = jax.tree.map(lambda x: jnp.eye(num_steps, most + num_steps, most, dtype=x.dtype), params)
+        params, opt_state = jax.tree.unflatten(structure, units)
+        params, opt_state = replay(optimizer, params, opt_state, gradients)
+        found = jax.tree.leaves((params, opt_state))
+        return [(x[: len(m)], x[most:]) if m else (x, x) for x, m in zip(found, members, strict=True)]
+
+    def members(self, family: int | None) -> list[int]:
+        return [] if family is None else [i for i, each in enumerate(self.families) if each == family]
+
+    def advance(self, optimizer, params: PyTree, opt_state: PyTree, num_steps: int, weigh) -> tuple[PyTree, PyTree]:
+        """(parameters, optimizer state) after `num_steps`; `weigh` gives the sums of gradients for rows of weights by step."""
+        leaves, structure = jax.tree.flatten((params, opt_state))
+        coefficients = self.coefficients(optimizer, params, opt_state, num_steps)
+        rows = [coefficients[self.sums.index(index)][1] for index in range(self.num_sums)]
+        sums = [jax.tree.leaves(each) for each in weigh(rows)]
+
+        def new(index, leaf):
+            family = self.families[index]
+            if family is None:
+                return leaf
+            own = coefficients[index][0]
+            members = [leaves[i] for i in self.members(family)]
+            return sum((own[j] * member for j, member in enumerate(members)), sums[self.sums[index]][family])
+
+        return jax.tree.unflatten(structure, [new(index, leaf) for index, leaf in enumerate(leaves)])
+
+
+def replay(optimizer: optax.GradientTransformation, params: PyTree, opt_state: PyTree, gradients: PyTree):
+    """(parameters, optimizer state) after the optimizer's steps with the gradients, one after the other."""
+
+    def step(carry, gradient):
+        params, opt_state = carry
+        extra = {"value": jnp.zeros(())} if isinstance(optimizer, optax.GradientTransformationExtraArgs) else {}
+        updates, opt_state = optimizer.update(gradient, opt_state, params, **extra)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    return jax.lax.scan(step, (params, opt_state), gradients)[0]
+
+
+def linear(optimizer: optax.GradientTransformation, params: PyTree) -> LinearOptimizer | None:
+    """The optimizer's coefficients, if it is linear, treats all elements alike and needs two sums at most; else None."""
+    leaves, structure = jax.tree.flatten(params)
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    try:
+        return _linear(optimizer, structure, shapes)
+    except TypeError:  # an optimizer that is not hashable
+        return _linear.__wrapped__(optimizer, structure, shapes)
+
+
+@lru_cache
+def _linear(optimizer, structure, shapes) -> LinearOptimizer | None:
+    params = jax.tree.unflatten(structure, shapes)
+    families = _families(optimizer, params)
+    if families is None:
+        return None
+    # Numbers are needed while a kernel is traced, so they are computed outside of it.
+    with jax.ensure_compile_time_eval():
+        return _measured(optimizer, params, families)
+
+
+def _families(optimizer, params) -> tuple[int | None, ...] | None:
+    """For each leaf the parameter whose gradient alone moves it; None if the optimizer is not linear or mixes parameters."""
+    state = (params, jax.eval_shape(optimizer.init, params))
+    leaves, structure = jax.tree.flatten(state)
+    floating = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    num_params = len(jax.tree.leaves(params))
+
+    def step(gradients, values, others):
+        merged = [values[floating.index(i)] if i in floating else others[i] for i in range(len(leaves))]
+        params, opt_state = jax.tree.unflatten(structure, merged)
+        gradients = jax.tree.map(lambda g: g[None], jax.tree.unflatten(jax.tree.structure(params), gradients))
+        after = jax.tree.leaves(replay(optimizer, params, opt_state, gradients))
+        return [after[i] for i in floating]
+
+    def tangents(gradients, values, others, gradients_dot, values_dot):
+        return jax.jvp(lambda g, v: step(g, v, others), (gradients, values), (gradients_dot, values_dot))[1]
+
+    gradients, values = leaves[:num_params], [leaves[i] for i in floating]
+    jaxpr = jax.make_jaxpr(tangents)(gradients, values, leaves, gradients, values).jaxpr
+    reached: list[set[int]] = []
+    for index in range(len(floating)):
+        used = dce_jaxpr(jaxpr, [i == index for i in range(len(floating))])[1]
+        primal, used = used[: num_params + len(values)], used[-(num_params + len(values)) :]
+        if any(primal):
+            return None
+        own = {floating[i] for i, is_used in enumerate(used[num_params:]) if is_used} | {floating[index]}
+        reached.append({i for i, is_used in enumerate(used[:num_params]) if is_used} | {i for i in own if i < num_params})
+    families: list[int | None] = [None] * len(leaves)
+    for index, found in zip(floating, reached, strict=True):
+        if (
+            len(found) != 1
+            or leaves[index].shape != leaves[min(found)].shape
+            or leaves[index].dtype != leaves[min(found)].dtype
+        ):
+            return None
+        families[index] = min(found)
+    return tuple(families)
+
+
+def _measured(optimizer, params, families) -> LinearOptimizer | None:
+    opt_state = jax.jit(optimizer.init)(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params))
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
+    one_sum = LinearOptimizer(families, tuple(None if f is None else 0 for f in families), 1)
+    later = jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) else x + 1000, opt_state)
+    found = jax.jit(lambda *states: [one_sum.coefficients(optimizer, params, state, 8) for state in states])(opt_state, later)
+    rows = [np.concatenate([np.asarray(each[index][1]).ravel() for each in found]) for index in range(len(families))]
+    distinct: list[np.ndarray] = []
+    sums: list[int | None] = []
+    for family, row in zip(families, rows, strict=True):
+        if family is None:
+            sums.append(None)
+            continue
+        same = [i for i, other in enumerate(distinct) if np.allclose(row, other, rtol=1e-5, atol=0)]
+        if not same:
+            distinct.append(row)
+        sums.append(same[0] if same else len(distinct) - 1)
+    if len(distinct) > _MOST_SUMS:
+        return None
+    candidate = LinearOptimizer(families, tuple(sums), _memory(optimizer, params, opt_state))
+    return candidate if _agrees(candidate, optimizer, params, opt_state) else None
+
+
+def _memory(optimizer, params, opt_state) -> int:
+    """After how many steps a gradient has had 95 percent of its effect on the parameters."""
+    ones = jax.tree.map(lambda x: jnp.ones(1, x.dtype), params)
+    zeros = jax.tree.map(jnp.zeros_like, ones)
+    scalars = jax.tree.map(lambda x: jnp.zeros(1, x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, opt_state)
+
+    @jax.jit
+    def run():
+        def step(carry, index):
+            gradient = jax.tree.map(lambda x: jnp.where(index == 0, x, jnp.zeros_like(x)), ones)
+            params, state = carry
+            carry = replay(optimizer, params, state, jax.tree.map(lambda x: x[None], gradient))
+            return carry, jnp.max(jnp.abs(jnp.concatenate([x.astype(jnp.float32) for x in jax.tree.leaves(carry[0])])))
+
+        return jax.lax.scan(step, (zeros, scalars), jnp.arange(_IMPULSE_STEPS))[1]
+
+    moved = np.asarray(run())
+    return int(np.argmax(moved >= 0.95 * np.max(moved))) + 1
+
+
+def _agrees(candidate, optimizer, params, opt_state) -> bool:
+    """Whether three steps from a random state are what the coefficients say: linear operations need not be by element."""
+
+    def random(seed, tree, *axes):
+        draw = np.random.default_rng(seed)
+        fill = lambda x: jnp.asarray(draw.standard_normal((*axes, *x.shape)), x.dtype)
+        return jax.tree.map(lambda x: fill(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+    params, opt_state, gradients = random(0, params), random(1, opt_state), random(2, params, 3)
+
+    @jax.jit
+    def both(params, opt_state):
+        def weighted(row):
+            return jax.tree.map(lambda g: jnp.tensordot(row.astype(g.dtype), g, 1), gradients)
+
+        def weigh(rows):
+            return [weighted(row) for row in rows]
+
+        wanted = replay(optimizer, params, opt_state, gradients)
+        return wanted, candidate.advance(optimizer, params, opt_state, 3, weigh)
+
+    wanted, given = both(params, opt_state)
+    pairs = zip(jax.tree.leaves(wanted), jax.tree.leaves(given), candidate.families, strict=True)
+    return all(np.allclose(x, y, rtol=1e-3, atol=1e-4) for x, y, family in pairs if family is not None)

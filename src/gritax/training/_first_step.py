@@ -1,0 +1,126 @@
+"""What a training step asks of its loss, batch, parameters and optimizer before anything long is run."""
+
+import inspect
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import tree_leaves_with_path
+from jaxtyping import PyTree
+
+from .._state import leaf_name
+
+
+def require_usable(step: Any, params: PyTree, stats: PyTree) -> PyTree:
+    """The optimizer's first state for `params`. Raises `ValueError`, naming what is wrong."""
+    _require_trainable(step, params)
+    _require_pure(step)
+    if jax.tree.leaves(stats) and not step.has_aux:
+        raise ValueError("stats were given, but the loss takes none: pass has_aux=True to TrainStep, or leave them out.")
+    _require_arguments(step)
+    _require_scalar(step, params, stats)
+    trainable = step.split(params)[0]
+    try:
+        opt_state = step.optimizer.init(trainable)
+        _, after = eqx.filter_eval_shape(step.optimizer.update, trainable, opt_state, trainable)
+    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        raise ValueError(f"optimizer does not take these parameters: {error}") from error
+    if jax.tree.structure(after) != jax.tree.structure(opt_state):
+        raise ValueError(
+            f"optimizer.update changes the structure of its state, from {jax.tree.structure(opt_state)} to "
+            f"{jax.tree.structure(after)}: it must stay, as under jax.lax.scan."
+        )
+    return opt_state
+
+
+def _require_trainable(step, params):
+    trainable = [(path, leaf) for path, leaf in tree_leaves_with_path(step.split(params)[0]) if leaf is not None]
+    for path, leaf in trainable:
+        if not eqx.is_inexact_array_like(leaf):
+            kind = getattr(leaf, "dtype", type(leaf).__name__)
+            raise ValueError(
+                f"params: {leaf_name(path)} is to be trained, but it is {kind}, and only floating-point arrays have gradients. "
+                "Make it floating point, or leave it out of `trainable`."
+            )
+        if jnp.finfo(jnp.result_type(leaf)).bits < 32:
+            raise ValueError(
+                f"params: {leaf_name(path)} is {jnp.result_type(leaf)}, too coarse for corrections between iterations. Keep "
+                "parameters in float32 or float64 and cast them inside the loss."
+            )
+    if not trainable:
+        found = ", ".join(
+            f"{leaf_name(path)}: {getattr(x, 'dtype', type(x).__name__)}" for path, x in tree_leaves_with_path(params)
+        )
+        raise ValueError(
+            f"params has no leaf to train ({found or 'it is empty'}). Floating-point arrays are trained, or what `trainable` "
+            "says."
+        )
+
+
+def _require_pure(step):
+    """Two calls for the same step must give the same: compared as programs, so that nothing is computed."""
+
+    def program():
+        jaxpr, out = jax.make_jaxpr(step.data, return_shape=True)(jax.ShapeDtypeStruct((), jnp.int32))
+        return jaxpr, out
+
+    (first, first_out), (again, again_out) = program(), program()
+    shapes = [jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", out) for out in (first_out, again_out)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"batch(step) returned {shapes[0]}, and called again {shapes[1]}: every step must have a batch of the same "
+            "structure, shapes and dtypes. Drop or fill a short last batch, as gritax.data.Epochs does."
+        )
+    if str(first) != str(again) or not all(map(_same, first.consts, again.consts)):
+        raise ValueError(
+            "batch(step) gave two results for the same step. It must be a pure function of the step: index arrays, or fold a "
+            "JAX random key with the step, but keep no iterator, counter or generator of its own. See gritax.data.Epochs."
+        )
+
+
+def _same(x, y):
+    if x is y:
+        return True
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x, y = jax.random.key_data(x), jax.random.key_data(y)
+    return np.array_equal(np.asarray(x), np.asarray(y), equal_nan=True) if hasattr(x, "dtype") else bool(x == y)
+
+
+def _require_arguments(step):
+    wanted = ["params", *["stats"] * step.has_aux, "batch", *["key"] * (step.key is not None)]
+    try:
+        signature = inspect.signature(step.loss)
+    except ValueError:  # built-in callables have none
+        return
+    try:
+        signature.bind(*wanted)
+    except TypeError:
+        raise ValueError(
+            f"loss must be called as loss({', '.join(wanted)}) here, but it is loss{signature}. A key given to TrainStep adds "
+            "`key`, has_aux=True adds `stats`."
+        ) from None
+
+
+def _require_scalar(step, params, stats):
+    def first_loss(params, stats, start):
+        return step.evaluate(params, stats, step.data(start), start)
+
+    out = eqx.filter_eval_shape(first_loss, params, stats, jax.ShapeDtypeStruct((), jnp.int32))
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise ValueError("with has_aux, loss must return (scalar, new_stats).")
+    value, new_stats = out
+    if step.has_aux:
+        given, wanted = (jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree) for tree in (new_stats, stats))
+        if given != wanted:
+            raise ValueError(
+                f"loss must return statistics like those it is given: {wanted} (shape and dtype), not {given}. Pass the first "
+                "ones to init(params, stats)."
+            )
+    elif isinstance(value, tuple):
+        raise ValueError("loss must return a scalar alone, not a tuple; if it returns new statistics, pass has_aux=True.")
+    shape = getattr(value, "shape", type(value).__name__)
+    if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        found = f"{value.dtype}{list(shape)}" if isinstance(shape, tuple) else f"a {shape}"
+        raise ValueError(f"loss must return a floating-point scalar, not {found}: sum or average over the batch.")

@@ -1,0 +1,45 @@
+"""A regression small enough to train many times, and the distance that tests measure in."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import gritax
+
+
+def data(seed=0, dtype="float64"):
+    x = jax.random.normal(jax.random.key(seed), (40, 3), dtype)
+    return x, jnp.sin(x).sum(axis=1, keepdims=True)
+
+
+def params(seed=0, dtype="float64"):
+    w, v = jax.random.split(jax.random.key(100 + seed))
+    return {
+        "w": jax.random.normal(w, (3, 8), dtype) / 2,
+        "b": jnp.zeros(8, dtype),
+        "v": jax.random.normal(v, (8, 1), dtype) / 3,
+    }
+
+
+def network(params, x, activation=jnp.tanh):
+    return activation(x @ params["w"] + params["b"][None]) @ params["v"]
+
+
+def loss(params, batch):
+    x, y = batch
+    return jnp.mean((network(params, x) - y) ** 2)
+
+
+def batches(seed=0, dtype="float64", batch_size=8):
+    return gritax.data.Epochs(data(seed, dtype), batch_size, jax.random.key(seed + 7))
+
+
+def distance(a, b):
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return float(np.sqrt(sum(np.sum((np.asarray(x, "float64") - np.asarray(y, "float64")) ** 2) for x, y in leaves)))
+
+
+def relative_error(step, state, num_steps, solution):
+    """Distance of the solution's parameters from those of the serial twin, in units of the distance they travel."""
+    serial = gritax.solve_serial(step, state, num_steps)
+    return distance(solution.params, serial.params) / distance(serial.params, state.params)

@@ -1,0 +1,160 @@
+"""Every kind of Optax optimizer: trained in parallel as in series, and what the coarse step makes of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small_problems as small
+
+import gritax
+from gritax.coarse._linear import linear
+from gritax.training._second_moments import nonnegative
+
+
+@pytest.fixture(autouse=True)
+def _mixed_dtypes():
+    """Optax mixes the dtypes of rates and counters."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def _by_group(params):
+    return {name: "slow" if name == "b" else "fast" for name in params}
+
+
+def _average_of_weights(decay):
+    """Beside the weights, their exponential average."""
+
+    def update(updates, average, params):
+        return updates, jax.tree.map(lambda a, p, u: decay * a + (1 - decay) * (p + u), average, params, updates)
+
+    return optax.GradientTransformation(lambda params: params, update)
+
+
+_SCHEDULES = {
+    "cosine": optax.cosine_decay_schedule(0.05, 256),
+    "warm-up": optax.warmup_cosine_decay_schedule(0.0, 0.05, 64, 256),
+}
+
+_OPTIMIZERS = {
+    "sgd": optax.sgd(0.02),
+    "momentum": optax.sgd(0.004, momentum=0.8),
+    "nesterov": optax.sgd(0.004, momentum=0.8, nesterov=True),
+    "adam": optax.adam(1e-3),
+    "adamw": optax.adamw(optax.cosine_decay_schedule(1e-3, 256), weight_decay=0.01),
+    "rmsprop": optax.rmsprop(1e-3),
+    "adagrad": optax.adagrad(1e-2),
+    "adafactor": optax.adafactor(1e-3),
+    "lamb": optax.lamb(1e-3),
+    "clipped": optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.02)),
+    "decayed": optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.02)),
+    "cosine": optax.sgd(_SCHEDULES["cosine"]),
+    "warm-up": optax.sgd(_SCHEDULES["warm-up"]),
+    "groups": optax.multi_transform({"fast": optax.sgd(0.02), "slow": optax.adam(1e-3)}, _by_group),
+    "average of weights": optax.chain(optax.sgd(0.02), _average_of_weights(0.95)),
+    "accumulation": optax.MultiSteps(optax.adam(1e-3), 4, accumulator_dtype=jnp.float64),
+    "injected rate": optax.inject_hyperparams(optax.adam)(learning_rate=optax.linear_schedule(1e-3, 1e-4, 256)),
+}
+
+
+def _step(optimizer, refresh=8, **options):
+    step = gritax.TrainStep(small.loss, optimizer, small.batches(), gritax.FrozenGradient(refresh), **options)
+    return step, step.init(small.params())
+
+
+@pytest.mark.parametrize("name", _OPTIMIZERS)
+def test_parallel_training_equals_serial_training(name):
+    step, state = _step(_OPTIMIZERS[name])
+    solution = gritax.solve(step, state, 256, gritax.Multigrid((8,)))
+    # Without a coarse step that is any good, 16 iterations would be needed.
+    assert solution.iterations <= 8
+    assert small.relative_error(step, state, 256, solution) <= 1e-6
+    serial = gritax.solve_serial(step, state, 256)
+    for x, y in zip(jax.tree.leaves(solution.state), jax.tree.leaves(serial), strict=True):
+        assert x.dtype == y.dtype and x.shape == y.shape
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-6), ("float32", 3e-5)])
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_on_three_levels(name, seed, dtype, tolerance):
+    step = gritax.TrainStep(small.loss, _OPTIMIZERS[name], small.batches(seed, dtype), gritax.FrozenGradient(16))
+    state = step.init(small.params(seed, dtype))
+    solution = gritax.solve(step, state, 301)
+    assert solution.level_sizes == (301, 37, 18)
+    assert solution.params["w"].dtype == dtype
+    assert small.relative_error(step, state, 301, solution) <= tolerance
+
+
+def test_signs_of_gradients_end_with_serial_weights_and_a_warning():
+    """Lion's update jumps where the sign of its momentum does, which no coarse step follows: the end is finite termination."""
+    step, state = _step(optax.lion(1e-2))
+    with pytest.warns(UserWarning, match="the training step jumps") as warned:
+        solution = gritax.solve(step, state, 256, gritax.Multigrid((8,)))
+    assert warned[0].filename == __file__
+    assert solution.iterations == 16
+    assert small.relative_error(step, state, 256, solution) <= 1e-6
+
+
+def test_nothing_diverges_to_a_negative_second_moment():
+    """From a guess so poor that plain corrections of Adam's second moment make it negative, and its root nan."""
+    step, state = _step(optax.adam(3e-3))
+    solution = gritax.solve(step, state, 256, gritax.Multigrid((4, 4)), initial_guess="constant")
+    assert np.all(solution.state.opt_state[0].nu["w"] >= 0)
+    assert small.relative_error(step, state, 256, solution) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        (optax.sgd(0.1, momentum=0.9), [False]),
+        (optax.adam(0.1), [False, False, True]),
+        (optax.amsgrad(0.1), [False, False, True, True]),
+        (optax.adabelief(0.1), [False, False, True]),
+        (optax.rmsprop(0.1, momentum=0.9), [True, False]),
+        (optax.adagrad(0.1), [True]),
+        (optax.lion(0.1), [False, False]),
+        (optax.yogi(0.1), [False, False, True]),
+        (_average_of_weights(0.9), [False]),
+    ],
+)
+def test_which_leaves_never_turn_negative(optimizer, expected):
+    params = jnp.ones((4, 3))
+    assert jax.tree.leaves(nonnegative(optimizer, params)) == expected
+    # A single element has only its sign to go by.
+    assert jax.tree.leaves(nonnegative(optimizer, jnp.ones(()))) == expected
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "sums", "memory"),
+    [
+        (optax.sgd(0.1), 1, 1),
+        (optax.sgd(_SCHEDULES["cosine"]), 1, 1),
+        (optax.sgd(0.1, momentum=0.9), 2, 29),
+        (optax.sgd(0.1, momentum=0.9, nesterov=True), 2, 28),
+        (optax.sgd(0.1, momentum=0.99), 2, 299),
+        (optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1)), 1, 1),
+        (optax.multi_transform({"fast": optax.sgd(0.1), "slow": optax.sgd(0.01)}, _by_group), 2, 1),
+        (optax.chain(optax.sgd(0.1), _average_of_weights(0.9)), 2, 1),
+    ],
+)
+def test_linear_optimizers_need_one_or_two_sums_of_gradients(optimizer, sums, memory):
+    found = linear(optimizer, small.params())
+    assert found is not None
+    assert (found.num_sums, found.memory) == (sums, memory)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adam(0.1),
+        optax.chain(optax.clip(1.0), optax.sgd(0.1)),
+        optax.chain(optax.centralize(), optax.sgd(0.1)),
+        optax.chain(optax.sgd(0.1, momentum=0.9), _average_of_weights(0.9)),
+    ],
+)
+def test_what_is_not_linear_element_by_element_is_replayed(optimizer):
+    assert linear(optimizer, small.params()) is None
