@@ -86,3 +86,17 @@ def test_tables(tmp_path):
     assert "Table 2" in done.stdout and "Table 4" in done.stdout and "published" in done.stdout
     rows = json.loads(file.read_text())["rows"]
     assert [(row["table"], row["num_steps"], row["published"]) for row in rows] == [(2, 100, 6), (4, 100, 5)]
+
+
+def test_train(tmp_path):
+    file = tmp_path / "run.json"
+    done = _gritax(
+        *("train", "diabetes", "--steps", "192", "--refresh", "8", "--coarsening", "8", "--relaxation", "1"),
+        *("--optimizer", "nesterov", "--rate", "0.002", "--json", str(file)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "test error" in done.stdout and "FrozenGradient(refresh=8)" in done.stdout
+    figures = json.loads(file.read_text())
+    assert figures["relative_distance"] < 1e-5
+    assert 0 < figures["metrics"]["test error"] < 2
+    assert figures["coarse_steps"] == "FrozenGradient(refresh=8)"

@@ -48,6 +48,14 @@ def test_the_table_gives_the_same_batches(remainder, key):
     jax.tree.map(np.testing.assert_array_equal, many, one)
 
 
+def test_tabulating_again_compiles_nothing(compilations):
+    batch = gritax.data.Epochs(jnp.arange(22), 4, _KEY)
+    batch.tabulated(50)
+    before = len(compilations)
+    batch.tabulated(50)
+    assert len(compilations) == before
+
+
 def test_without_a_key_the_order_stays():
     batch = gritax.data.Epochs(jnp.arange(6), 4, None, remainder="fill")
     assert [batch(step).tolist() for step in range(3)] == [[0, 1, 2, 3], [4, 5, 0, 1], [2, 3, 4, 5]]

@@ -13,7 +13,7 @@ _PAGES = [path for path in [_ROOT / "README.md", *sorted((_ROOT / "docs").glob("
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)
 def test_python_blocks(page, capsys):
-    with jax.numpy_rank_promotion("allow"):
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         scope = {}
         for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
             exec(compile(block, page.name, "exec"), scope)

@@ -1,3 +1,5 @@
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -77,3 +79,30 @@ def test_refused(make, message):
 def test_tables_need_float64():
     with jax.enable_x64(False), pytest.raises(ValueError, match="needs float64"):
         next(experiments.run_table(1))
+
+
+def test_the_adder_takes_as_many_iterations_as_in_the_reproduction():
+    """Montag and Formaggia (2020) count 11 and 13 for Table 13, where the paper prints 4 and 4; so do we, within 1."""
+    rows = list(experiments.run_table(13, max_steps=200))
+    assert [abs(row.iterations - count) <= 2 for row, count in zip(rows, (11, 13), strict=True)] == [True, True]
+    assert [row.published for row in rows] == [4, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [8, 9, 10, 11, 12, 14, 15, 16])
+def test_tables_of_the_adder(number):
+    """The first row of each runs; what they count is in docs/paper.md."""
+    first = experiments.paper_table(number).num_steps[0]
+    assert all(row.iterations for row in experiments.run_table(number, max_steps=first))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_frozen_gradients_on_the_adder(seed):
+    """Section 3 of the theory: one refresh a coarse step holds while stride times rate times curvature is small."""
+    problem = gritax.problems.adder(seed=seed, reduction="mean", coarse=gritax.FrozenGradient(math.inf))
+    solution = gritax.solve(problem.step, problem.state, 400, gritax.Multigrid(4))
+    assert solution.iterations <= 4
+    serial = gritax.solve_serial(problem.step, problem.state, 400).params
+    error = sum(float(np.sum((x - y) ** 2)) for x, y in zip(solution.params, serial, strict=True)) ** 0.5
+    travelled = sum(float(np.sum((x - y) ** 2)) for x, y in zip(problem.state.params, serial, strict=True)) ** 0.5
+    assert error <= 1e-6 * travelled

@@ -135,6 +135,25 @@ def test_what_is_not_trained_is_carried_along():
     np.testing.assert_array_equal(solution.params["index"], [2, 0, 1])
 
 
+def test_statistics_count_in_the_default_tolerance():
+    """Statistics that the weights do not depend on, and that are no average: the solve must wait for them."""
+
+    def loss(params, stats, batch):
+        return small.loss(params, batch), stats + 0.3 * jnp.sin(3 * stats + jnp.sum(params["w"])) + 0.05
+
+    step = gritax.TrainStep(loss, optax.sgd(0.002), small.batches(), gritax.FrozenGradient(4), has_aux=True)
+    state = step.init(small.params(), jnp.asarray(0.1))
+    solution = gritax.solve(step, state, 96, gritax.Multigrid((4,)))
+    np.testing.assert_allclose(solution.state.stats, gritax.solve_serial(step, state, 96).stats, rtol=1e-5)
+
+
+def test_an_optimizer_that_is_told_the_loss():
+    optimizer = optax.polyak_sgd(max_learning_rate=0.02)
+    with jax.numpy_dtype_promotion("standard"):
+        step = gritax.TrainStep(small.loss, optimizer, small.batches(), gritax.FrozenGradient(8))
+        _solved(step, step.init(small.params()))
+
+
 def test_a_composite_loss_is_a_loss():
     composite = gritax.CompositeLoss(
         lambda p, batch: small.network(p, batch[0]), lambda z, batch: jnp.mean((z - batch[1]) ** 2)
@@ -227,6 +246,13 @@ def _impure(make):
             "statistics like those",
         ),
         (lambda: _of(has_aux="yes"), "has_aux must be True or False"),
+        (lambda: _of(params={"w": jnp.ones(3, complex)}), "is complex"),
+        (lambda: _of(loss=lambda p, b: small.loss(p, b) if p["b"][0] > 0 else 0.0), "loss needs the value of something traced"),
+        (lambda: _of(batch=lambda i: tuple(x[8 * i : 8 * i + 8] for x in small.data())), "dynamic_slice_in_dim"),
+        (lambda: _of(batch=lambda: small.data()), "must take one argument"),
+        (lambda: _of(trainable="w"), "trainable must be"),
+        (lambda: (_of()[0], small.params()), r"must come from TrainStep\.init"),
+        (lambda: (_of()[0], _of(optimizer=optax.adam(0.1))[1]), "belongs to another optimizer"),
         (lambda: _of(key=3), "key must be one JAX random key"),
     ],
 )

@@ -22,8 +22,9 @@ logger = logging.getLogger("gritax")
 
 _DISCONTINUOUS = (
     "the training step jumps as the state changes, so no coarse step follows it closely: a discontinuous gradient (ReLU, |x|, "
-    "max-pooling) or update (the sign of a gradient). Use GELU, SiLU, tanh or softplus for ReLU, a smooth pooling, an "
-    "optimizer without signs; or take the approximate weights of a few iterations, with throw=False and max_iterations=3, say"
+    "max-pooling), the sign of a gradient, or Adam's quotient of two moments that are nearly zero. Use GELU, SiLU, tanh or "
+    "softplus for ReLU, a smooth pooling, an optimizer without signs, a larger eps in Adam; or take the approximate weights of "
+    "a few iterations, with throw=False and max_iterations=3, say"
 )
 
 

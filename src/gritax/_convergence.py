@@ -165,7 +165,12 @@ class Monitor:
         Mismatches at C-points may each be small and add up. Iterates that converge by a factor q move by (1 - q) of their
         error, which leaves q / (1 - q) of the last move. Of residuals and moves, the slower tells the factor.
         """
-        if self.tolerance is not None or norms.relative <= _FLOOR_MARGIN * floor:
+        if self.tolerance is not None:
+            return True
+        # What is no parameter (statistics, averages of the weights) counts as well, relative to its size.
+        if norms.residual > max(DEFAULT_TOLERANCE, _FLOOR_MARGIN * self.eps) * norms.scale:
+            return False
+        if norms.relative <= _FLOOR_MARGIN * floor and norms.residual <= _FLOOR_MARGIN * self.eps * norms.scale:
             return True
         if len(self.history) < 2:
             return False

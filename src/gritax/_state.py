@@ -11,7 +11,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import PyTree
 
 
-_CONTROL_FLOW_ERRORS = (
+CONTROL_FLOW_ERRORS = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
@@ -53,11 +53,11 @@ def traced(name: str, argument: str, function: Callable[[PyTree, Any], PyTree], 
     """
     try:
         return function(state, step)
-    except _CONTROL_FLOW_ERRORS as error:
+    except CONTROL_FLOW_ERRORS as error:
         try:
             eqx.filter_eval_shape(lambda state: function(state, 0), state)
             cause = f"`{argument}`"
-        except _CONTROL_FLOW_ERRORS:
+        except CONTROL_FLOW_ERRORS:
             cause = "the state"
         raise ValueError(
             f"{name} needs the value of {cause} while it is traced: Python control flow on it, int(), float() or a NumPy "

@@ -52,7 +52,10 @@ class Epochs(eqx.Module):
                 jax.random.fold_in(key, 0)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"key must be one JAX random key such as jax.random.key(0), or None, not {key!r}.") from error
-        self.arrays = jax.tree.map(jnp.asarray, arrays)
+        try:
+            self.arrays = jax.tree.map(jnp.asarray, arrays)
+        except TypeError as error:
+            raise ValueError(f"arrays holds something that is no array: {str(error).splitlines()[0]}") from error
         lengths = {}
         for path, leaf in tree_leaves_with_path(self.arrays):
             if leaf.ndim == 0:
@@ -113,8 +116,7 @@ class Epochs(eqx.Module):
         require_whole("num_steps", num_steps, 1)
         if self.key is None or num_steps * self.batch_size >= 2**31:
             return self
-        epochs = jnp.arange(-(-num_steps * self.batch_size // self._used), dtype=jnp.int32)
-        order = jax.jit(lambda epochs: jax.lax.map(self._permutation, epochs)[:, : self._used].ravel())(epochs)
+        order = _order(self, -(-num_steps * self.batch_size // self._used))
         return eqx.tree_at(lambda epochs: epochs._order, self, order, is_leaf=lambda x: x is None)
 
     def _permutation(self, epoch):
@@ -122,3 +124,9 @@ class Epochs(eqx.Module):
         if self.key is None:
             return examples
         return jax.random.permutation(jax.random.fold_in(self.key, epoch), examples)
+
+
+@eqx.filter_jit
+def _order(batch: Epochs, num_epochs: int) -> Array:
+    epochs = jnp.arange(num_epochs, dtype=jnp.int32)
+    return jax.lax.map(batch._permutation, epochs)[:, : batch._used].ravel()

@@ -18,6 +18,8 @@ import optax
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, PyTree
 
+from .._optimizer import updated
+
 
 _MOST_SUMS = 2
 _IMPULSE_STEPS = 1024
@@ -79,14 +81,13 @@ class LinearOptimizer:
         return jax.tree.unflatten(structure, [new(index, leaf) for index, leaf in enumerate(leaves)])
 
 
-def replay(optimizer: optax.GradientTransformation, params: PyTree, opt_state: PyTree, gradients: PyTree):
-    """(parameters, optimizer state) after the optimizer's steps with the gradients, one after the other."""
+def replay(optimizer: optax.GradientTransformation, params: PyTree, opt_state: PyTree, gradients: PyTree, value=0.0):
+    """(parameters, optimizer state) after the optimizer's steps with the gradients, all at the loss `value`."""
+    value = jnp.asarray(value)
 
     def step(carry, gradient):
         params, opt_state = carry
-        extra = {"value": jnp.zeros(())} if isinstance(optimizer, optax.GradientTransformationExtraArgs) else {}
-        updates, opt_state = optimizer.update(gradient, opt_state, params, **extra)
-        return (optax.apply_updates(params, updates), opt_state), None
+        return updated(optimizer, gradient, opt_state, params, value), None
 
     return jax.lax.scan(step, (params, opt_state), gradients)[0]
 
@@ -119,22 +120,23 @@ def _families(optimizer, params) -> tuple[int | None, ...] | None:
     floating = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     num_params = len(jax.tree.leaves(params))
 
-    def step(gradients, values, others):
+    def step(gradients, values, others, loss):
         merged = [values[floating.index(i)] if i in floating else others[i] for i in range(len(leaves))]
         params, opt_state = jax.tree.unflatten(structure, merged)
         gradients = jax.tree.map(lambda g: g[None], jax.tree.unflatten(jax.tree.structure(params), gradients))
-        after = jax.tree.leaves(replay(optimizer, params, opt_state, gradients))
+        after = jax.tree.leaves(replay(optimizer, params, opt_state, gradients, loss))
         return [after[i] for i in floating]
 
-    def tangents(gradients, values, others, gradients_dot, values_dot):
-        return jax.jvp(lambda g, v: step(g, v, others), (gradients, values), (gradients_dot, values_dot))[1]
+    def tangents(loss, gradients, values, others, gradients_dot, values_dot):
+        return jax.jvp(lambda g, v: step(g, v, others, loss), (gradients, values), (gradients_dot, values_dot))[1]
 
     gradients, values = leaves[:num_params], [leaves[i] for i in floating]
-    jaxpr = jax.make_jaxpr(tangents)(gradients, values, leaves, gradients, values).jaxpr
+    jaxpr = jax.make_jaxpr(tangents)(jnp.zeros(()), gradients, values, leaves, gradients, values).jaxpr
     reached: list[set[int]] = []
     for index in range(len(floating)):
         used = dce_jaxpr(jaxpr, [i == index for i in range(len(floating))])[1]
-        primal, used = used[: num_params + len(values)], used[-(num_params + len(values)) :]
+        # Neither gradients and state nor the loss may be in the coefficients.
+        primal, used = used[: 1 + num_params + len(values)], used[-(num_params + len(values)) :]
         if any(primal):
             return None
         own = {floating[i] for i, is_used in enumerate(used[num_params:]) if is_used} | {floating[index]}

@@ -55,7 +55,7 @@ class FrozenGradient:
     _chosen: "_Chosen | None" = field(default=None, repr=False)
 
     def __post_init__(self):
-        if self.refresh is not None and self.refresh != math.inf:
+        if self.refresh is not None and not (isinstance(self.refresh, float) and self.refresh == math.inf):
             require_whole("refresh", self.refresh, 1)
         require_whole("chunk", self.chunk, 1)
 

@@ -1,6 +1,7 @@
 """What a training step asks of its loss, batch, parameters and optimizer before anything long is run."""
 
 import inspect
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +11,8 @@ import numpy as np
 from jax.tree_util import tree_leaves_with_path
 from jaxtyping import PyTree
 
-from .._state import leaf_name
+from .._optimizer import update
+from .._state import CONTROL_FLOW_ERRORS, leaf_name
 
 
 def require_usable(step: Any, params: PyTree, stats: PyTree) -> PyTree:
@@ -24,7 +26,7 @@ def require_usable(step: Any, params: PyTree, stats: PyTree) -> PyTree:
     trainable = step.split(params)[0]
     try:
         opt_state = step.optimizer.init(trainable)
-        _, after = eqx.filter_eval_shape(step.optimizer.update, trainable, opt_state, trainable)
+        _, after = eqx.filter_eval_shape(partial(update, step.optimizer), trainable, opt_state, trainable, jnp.zeros(()))
     except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
         raise ValueError(f"optimizer does not take these parameters: {error}") from error
     if jax.tree.structure(after) != jax.tree.structure(opt_state):
@@ -35,8 +37,28 @@ def require_usable(step: Any, params: PyTree, stats: PyTree) -> PyTree:
     return opt_state
 
 
+def require_state(step: Any, state: Any) -> None:
+    """Raises `ValueError` unless `state` looks like one from `step.init`."""
+    # By its fields: the class is defined where this module is used.
+    if getattr(state, "_fields", None) != ("params", "opt_state", "stats"):
+        raise ValueError("state must come from TrainStep.init(params); these look like the parameters themselves.")
+    wanted = jax.eval_shape(step.optimizer.init, step.split(state.params)[0])
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (state.opt_state, wanted)]
+    if jax.tree.structure(state.opt_state) != jax.tree.structure(wanted) or shapes[0] != shapes[1]:
+        raise ValueError(
+            "state has an optimizer state of another optimizer or of other parameters: use this step's init(params)."
+        )
+
+
 def _require_trainable(step, params):
-    trainable = [(path, leaf) for path, leaf in tree_leaves_with_path(step.split(params)[0]) if leaf is not None]
+    try:
+        split = step.split(params)[0]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "trainable must be a function of a leaf, or a pytree of bools of the structure of params or a prefix of it: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    trainable = [(path, leaf) for path, leaf in tree_leaves_with_path(split) if leaf is not None]
     for path, leaf in trainable:
         if not eqx.is_inexact_array_like(leaf):
             kind = getattr(leaf, "dtype", type(leaf).__name__)
@@ -44,6 +66,8 @@ def _require_trainable(step, params):
                 f"params: {leaf_name(path)} is to be trained, but it is {kind}, and only floating-point arrays have gradients. "
                 "Make it floating point, or leave it out of `trainable`."
             )
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise ValueError(f"params: {leaf_name(path)} is complex: train its real and imaginary parts as two arrays.")
         if jnp.finfo(jnp.result_type(leaf)).bits < 32:
             raise ValueError(
                 f"params: {leaf_name(path)} is {jnp.result_type(leaf)}, too coarse for corrections between iterations. Keep "
@@ -63,7 +87,13 @@ def _require_pure(step):
     """Two calls for the same step must give the same: compared as programs, so that nothing is computed."""
 
     def program():
-        jaxpr, out = jax.make_jaxpr(step.data, return_shape=True)(jax.ShapeDtypeStruct((), jnp.int32))
+        try:
+            jaxpr, out = jax.make_jaxpr(step.data, return_shape=True)(jax.ShapeDtypeStruct((), jnp.int32))
+        except (TypeError, IndexError) as error:
+            raise ValueError(
+                f"batch(step) fails on a traced step: {str(error).splitlines()[0]} It must take one argument, an int32 scalar, "
+                "and return arrays; slice with jax.lax.dynamic_slice_in_dim, or use gritax.data.Epochs."
+            ) from error
         return jaxpr, out
 
     (first, first_out), (again, again_out) = program(), program()
@@ -107,7 +137,13 @@ def _require_scalar(step, params, stats):
     def first_loss(params, stats, start):
         return step.evaluate(params, stats, step.data(start), start)
 
-    out = eqx.filter_eval_shape(first_loss, params, stats, jax.ShapeDtypeStruct((), jnp.int32))
+    try:
+        out = eqx.filter_eval_shape(first_loss, params, stats, jax.ShapeDtypeStruct((), jnp.int32))
+    except CONTROL_FLOW_ERRORS as error:
+        raise ValueError(
+            "loss needs the value of something traced: Python control flow on it, int(), float() or a NumPy function. It runs "
+            "under jit, vmap and grad, so use jnp.where, lax.cond and jnp functions."
+        ) from error
     if not isinstance(out, tuple) or len(out) != 2:
         raise ValueError("with has_aux, loss must return (scalar, new_stats).")
     value, new_stats = out

@@ -8,6 +8,8 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
+from .._optimizer import update
+
 
 # Enough for the inner optimizer of gradient accumulation to have its turn.
 _TRIALS = 16
@@ -16,9 +18,9 @@ _TRIALS = 16
 def nonnegative(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
     """For every leaf of `optimizer.init(params)`, whether it is floating point and no step makes it negative.
 
-    Found by trial, so that no optimizer need be known: of the leaves that start non-negative and change, those that stay
-    non-negative for random parameters and random gradients and for their opposites. What is odd in the gradient, a momentum,
-    turns negative in one of the two; a mean of squares does in none.
+    Found by trial, so that no optimizer need be known: of the leaves that start non-negative and depend on gradients, those
+    that stay non-negative for random parameters, gradients and losses and for their opposites. What is odd in the gradient, a
+    momentum, turns negative in one of the two; a mean of squares does in none.
     """
     leaves, structure = jax.tree.flatten(params)
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
@@ -41,38 +43,35 @@ def _found(optimizer, structure, shapes) -> tuple[bool, ...]:
 
 def _stay(optimizer, structure, shapes):
     def random(trial):
-        key = jax.random.fold_in(jax.random.key(0), trial)
-        keys = jax.random.split(key, len(shapes))
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), trial), len(shapes))
         leaves = [jax.random.normal(key, like.shape, like.dtype) for key, like in zip(keys, shapes, strict=True)]
         return jax.tree.unflatten(structure, leaves)
-
-    def opposite(tree):
-        return jax.tree.map(jnp.negative, tree)
 
     def holds(leaf):
         return jnp.all(leaf >= 0) if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.asarray(False)
 
-    def run(sign, params):
+    def run(sign, params, first_trial):
+        """(whether each leaf stays non-negative, its last value) for these signs of gradients and loss."""
+
         def step(carry, trial):
-            state, held, changed = carry
-            before = jax.tree.leaves(state)
+            state, held = carry
             gradient = jax.tree.map(lambda g: g * sign.astype(g.dtype), random(trial))
-            extra = (
-                {"value": jnp.ones((), shapes[0].dtype)} if isinstance(optimizer, optax.GradientTransformationExtraArgs) else {}
-            )
-            _, state = optimizer.update(gradient, state, params, **extra)
-            after = jax.tree.leaves(state)
-            changed |= jnp.stack([jnp.any(x != y) for x, y in zip(before, after, strict=True)])
-            return (state, held & jnp.stack([holds(leaf) for leaf in after]), changed), None
+            _, state = update(optimizer, gradient, state, params, sign.astype(shapes[0].dtype))
+            return (state, held & jnp.stack([holds(leaf) for leaf in jax.tree.leaves(state)])), None
 
         state = optimizer.init(params)
         held = jnp.stack([holds(leaf) for leaf in jax.tree.leaves(state)])
-        _, held, changed = jax.lax.scan(step, (state, held, jnp.zeros_like(held)), jnp.arange(1, _TRIALS + 1))[0]
-        return held & changed
+        (state, held), _ = jax.lax.scan(step, (state, held), first_trial + jnp.arange(_TRIALS))
+        return held, jax.tree.leaves(state)
 
     @jax.jit
-    def both():
+    def all_runs():
         params = random(0)
-        return run(jnp.asarray(1.0), params) & run(jnp.asarray(-1.0), opposite(params))
+        held, last = run(jnp.asarray(1.0), params, 1)
+        opposite, _ = run(jnp.asarray(-1.0), jax.tree.map(jnp.negative, params), 1)
+        # What does not depend on gradients, as a learning rate kept in the state, may yet change its sign.
+        _, other = run(jnp.asarray(1.0), params, 1 + _TRIALS)
+        depends = jnp.stack([jnp.any(x != y) for x, y in zip(last, other, strict=True)])
+        return held & opposite & depends
 
-    return both
+    return all_runs

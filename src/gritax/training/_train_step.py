@@ -10,9 +10,10 @@ import optax
 from jaxtyping import Array, PyTree, Scalar
 
 from .._hierarchy import Multigrid
+from .._optimizer import update
 from .._state import traced
 from ..coarse import CoarseStep, FrozenGradient
-from ._first_step import require_usable
+from ._first_step import require_state, require_usable
 from ._second_moments import nonnegative
 
 
@@ -129,8 +130,7 @@ class TrainStep(eqx.Module):
     def apply(self, state: TrainState, gradient: PyTree, value: Scalar, stats: PyTree, factor: float = 1.0) -> TrainState:
         """The optimizer's step with this gradient and loss, its update multiplied by `factor`."""
         trainable, rest = self.split(state.params)
-        extra = {"value": value} if isinstance(self.optimizer, optax.GradientTransformationExtraArgs) else {}
-        updates, opt_state = self.optimizer.update(gradient, state.opt_state, trainable, **extra)
+        updates, opt_state = update(self.optimizer, gradient, state.opt_state, trainable, value)
         if factor != 1:
             updates = optax.tree.scale(factor, updates)
         return TrainState(eqx.combine(optax.apply_updates(trainable, updates), rest), opt_state, stats)
@@ -146,6 +146,7 @@ class TrainStep(eqx.Module):
 
     def nonnegative(self, state: TrainState) -> PyTree:
         """Which leaves of the state no step makes negative: Adam's second moments and the like."""
+        require_state(self, state)
         nothing = lambda tree: jax.tree.map(lambda _: False, tree)
         found = nonnegative(self.optimizer, self.split(state.params)[0])
         return TrainState(nothing(state.params), found, nothing(state.stats))
