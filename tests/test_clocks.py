@@ -53,8 +53,8 @@ def test_a_clock_that_is_no_counter_is_marched():
 def test_the_counter_of_an_optax_schedule():
     schedule = optax.cosine_decay_schedule(0.05, 60)
     step = gritax.TrainStep(lambda w, x: 0.5 * jnp.sum((w - x) ** 2), optax.sgd(schedule), lambda step: jnp.ones(3))
-    state = step.init(jnp.zeros(3))
     with jax.numpy_dtype_promotion("standard"):  # Optax multiplies the count by a float
+        state = step.init(jnp.zeros(3))
         solution = gritax.solve(step, state, 60, tolerance=1e-12)
         serial = gritax.solve_serial(step, state, 60)
     assert [int(leaf) for leaf in jax.tree.leaves(solution.state.opt_state)] == [60]

@@ -53,7 +53,7 @@ def test_an_unstable_coarse_step_is_not_blamed_on_the_training_step(rate):
         return jnp.mean((jnp.tanh(batch[0] @ params["w"]) @ params["v"] - batch[1]) ** 2)
 
     def solve(max_levels):
-        step = gritax.TrainStep(loss, optax.sgd(rate), lambda step: (inputs, targets))
+        step = gritax.TrainStep(loss, optax.sgd(rate), lambda step: (inputs, targets), gritax.RescaledRate())
         return gritax.solve(step, step.init(params), 2000, gritax.Multigrid(max_levels=max_levels))
 
     with pytest.raises(gritax.ConvergenceError, match=r"The propagator of level \d \(stride \d+\) grew") as caught:
