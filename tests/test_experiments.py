@@ -96,7 +96,7 @@ def test_tables_of_the_adder(number):
     assert all(row.iterations for row in experiments.run_table(number, max_steps=first))
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_frozen_gradients_on_the_adder(seed):
     """Section 3 of the theory: one refresh a coarse step holds while stride times rate times curvature is small."""
     problem = gritax.problems.adder(seed=seed, reduction="mean", coarse=gritax.FrozenGradient(math.inf))

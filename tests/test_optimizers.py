@@ -63,7 +63,11 @@ def _step(optimizer, refresh=8, **options):
     return step, step.init(small.params())
 
 
-@pytest.mark.parametrize("name", _OPTIMIZERS)
+# Those that differ little from others are left to `pytest -m slow`.
+_SLOW = {"adagrad", "lamb", "decayed", "cosine", "injected rate"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow) if x in _SLOW else x for x in _OPTIMIZERS])
 def test_parallel_training_equals_serial_training(name):
     step, state = _step(_OPTIMIZERS[name])
     solution = gritax.solve(step, state, 256, gritax.Multigrid((8,)))
@@ -79,7 +83,7 @@ def test_parallel_training_equals_serial_training(name):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-6), ("float32", 3e-5)])
 @pytest.mark.parametrize("name", ["momentum", "adam"])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_on_three_levels(name, seed, dtype, tolerance):
     step = gritax.TrainStep(small.loss, _OPTIMIZERS[name], small.batches(seed, dtype), gritax.FrozenGradient(16))
     state = step.init(small.params(seed, dtype))
