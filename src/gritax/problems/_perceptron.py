@@ -22,8 +22,8 @@ def perceptron(widths: tuple[int, ...], key: Array, dtype) -> PyTree[Array]:
 def outputs(params: PyTree[Array], x: Array, activation: Callable) -> Array:
     """[example, input] to [example, output]."""
     for layer in params[:-1]:
-        x = activation(x @ layer["w"] + layer["b"])
-    return x @ params[-1]["w"] + params[-1]["b"]
+        x = activation(x @ layer["w"] + layer["b"][None])
+    return x @ params[-1]["w"] + params[-1]["b"][None]
 
 
 def activation_named(name: str) -> Callable:
