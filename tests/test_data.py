@@ -52,7 +52,7 @@ def test_tabulating_again_compiles_nothing(compilations):
     batch = gritax.data.Epochs(jnp.arange(22), 4, _KEY)
     batch.tabulated(50)
     before = len(compilations)
-    batch.tabulated(50)
+    assert batch.tabulated(50).tabulated(50).tabulated(40)._order.shape == batch.tabulated(50)._order.shape
     assert len(compilations) == before
 
 

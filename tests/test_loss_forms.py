@@ -39,8 +39,9 @@ def _solved(step, state, num_steps=256):
     return solution
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd(0.02), optax.adam(1e-3)])
-@pytest.mark.parametrize("key", [jax.random.key(5), jax.random.PRNGKey(5)])
+@pytest.mark.parametrize(
+    ("optimizer", "key"), [(optax.sgd(0.02), jax.random.key(5)), (optax.adam(1e-3), jax.random.PRNGKey(5))]
+)
 def test_a_key_is_folded_with_the_step(optimizer, key):
     with jax.numpy_dtype_promotion("standard"):
         step = gritax.TrainStep(_noisy, optimizer, small.batches(), gritax.FrozenGradient(8), key=key)
@@ -167,7 +168,7 @@ def test_a_composite_loss_is_a_loss():
         gritax.CompositeLoss(small.network, 3)
 
 
-@pytest.mark.parametrize("num_steps", [64, 67])
+@pytest.mark.parametrize("num_steps", [pytest.param(64, marks=pytest.mark.slow), 67])
 def test_losses_and_states_along_the_steps(num_steps):
     step = gritax.TrainStep(small.loss, optax.sgd(0.02, momentum=0.5), small.batches(), gritax.FrozenGradient(8))
     state = step.init(small.params())
@@ -252,8 +253,13 @@ def _impure(make):
         (lambda: _of(batch=lambda: small.data()), "must take one argument"),
         (lambda: _of(trainable="w"), "trainable must be"),
         (lambda: (_of()[0], small.params()), r"must come from TrainStep\.init"),
-        (lambda: (_of()[0], _of(optimizer=optax.adam(0.1))[1]), "belongs to another optimizer"),
+        (lambda: (_of()[0], _of(optimizer=optax.adam(0.1))[1]), "an optimizer state of another optimizer"),
         (lambda: _of(key=3), "key must be one JAX random key"),
+        (
+            lambda: _of(loss=gritax.CompositeLoss(small.network, jnp.mean), has_aux=True, stats=jnp.zeros(2)),
+            "CompositeLoss, which has no statistics",
+        ),
+        (lambda: _of(params={"w": 1.0}), "make them arrays with jnp.asarray"),
     ],
 )
 def test_refused(make, message):

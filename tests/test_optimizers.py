@@ -88,7 +88,7 @@ def test_on_three_levels(name, seed, dtype, tolerance):
     step = gritax.TrainStep(small.loss, _OPTIMIZERS[name], small.batches(seed, dtype), gritax.FrozenGradient(16))
     state = step.init(small.params(seed, dtype))
     solution = gritax.solve(step, state, 301)
-    assert solution.level_sizes == (301, 37, 18)
+    assert solution.level_sizes == (301, 75, 18)
     assert solution.params["w"].dtype == dtype
     assert small.relative_error(step, state, 301, solution) <= tolerance
 
@@ -125,6 +125,7 @@ def test_nothing_diverges_to_a_negative_second_moment():
         (_average_of_weights(0.9), [False]),
         (optax.inject_hyperparams(optax.sgd)(learning_rate=lambda count: 1 - count / 30.0), [False] * 3),
         (optax.MultiSteps(optax.rmsprop(0.1), 4), None),
+        (optax.MultiSteps(optax.rmsprop(0.1), 40), None),
     ],
 )
 def test_which_leaves_never_turn_negative(optimizer, expected):

@@ -2,6 +2,8 @@
 
 from numbers import Integral
 
+import jax
+
 
 def require_whole(name: str, value, least: int) -> None:
     """Raises ValueError unless `value`, or each entry of a tuple, is a whole number of at least `least`."""
@@ -11,3 +13,13 @@ def require_whole(name: str, value, least: int) -> None:
     for each in values:
         if isinstance(each, bool) or not isinstance(each, Integral) or each < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, not {each!r}.")
+
+
+def require_key(key, otherwise: str = "") -> None:
+    """Raises ValueError unless `key` is None or one JAX random key; `otherwise` ends the sentence that says what to pass."""
+    if key is None:
+        return
+    try:
+        jax.random.fold_in(key, 0)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"key must be one JAX random key such as jax.random.key(0){otherwise}, not {key!r}.") from error

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 from jax.tree_util import tree_leaves_with_path
 from jaxtyping import Array, PyTree
 
-from ._arguments import require_whole
+from ._arguments import require_key, require_whole
 from ._state import leaf_name
+
+
+_EPOCHS_AT_ONCE = 64
 
 
 class Epochs(eqx.Module):
@@ -47,11 +50,7 @@ class Epochs(eqx.Module):
         require_whole("batch_size", batch_size, 1)
         if remainder not in ("drop", "fill"):
             raise ValueError(f'remainder must be "drop" or "fill", not {remainder!r}.')
-        if key is not None:
-            try:
-                jax.random.fold_in(key, 0)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"key must be one JAX random key such as jax.random.key(0), or None, not {key!r}.") from error
+        require_key(key, ", or None")
         try:
             self.arrays = jax.tree.map(jnp.asarray, arrays)
         except TypeError as error:
@@ -114,7 +113,8 @@ class Epochs(eqx.Module):
         `gritax.solve` and `gritax.solve_serial` call it; a loop of one's own should, too.
         """
         require_whole("num_steps", num_steps, 1)
-        if self.key is None or num_steps * self.batch_size >= 2**31:
+        tabulated = 0 if self._order is None else len(self._order)
+        if self.key is None or not tabulated < num_steps * self.batch_size < 2**31:
             return self
         order = _order(self, -(-num_steps * self.batch_size // self._used))
         return eqx.tree_at(lambda epochs: epochs._order, self, order, is_leaf=lambda x: x is None)
@@ -129,4 +129,4 @@ class Epochs(eqx.Module):
 @eqx.filter_jit
 def _order(batch: Epochs, num_epochs: int) -> Array:
     epochs = jnp.arange(num_epochs, dtype=jnp.int32)
-    return jax.lax.map(batch._permutation, epochs)[:, : batch._used].ravel()
+    return jax.lax.map(batch._permutation, epochs, batch_size=_EPOCHS_AT_ONCE)[:, : batch._used].ravel()

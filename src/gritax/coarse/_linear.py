@@ -42,23 +42,39 @@ class LinearOptimizer:
         return 1 + max(index for index in self.sums if index is not None)
 
     def coefficients(self, optimizer, params: PyTree, opt_state: PyTree, num_steps: int) -> list[tuple[Array, Array]]:
-        """(T_i, A_i) of each leaf, from the optimizer's own steps on unit vectors."""
+        """(T_i, A_i) of each leaf, by reverse differentiation of the optimizer's own steps on one element a leaf.
+
+        For an integer leaf, its value after the steps, twice.
+        """
         members = [self.members(family) for family in self.families]
-        most = max(len(each) for each in members)
         leaves, structure = jax.tree.flatten((params, opt_state))
 
-        def unit(leaf, family, index):
-            if family is None:
-                return leaf
-            return jnp.zeros(most + num_steps, leaf.dtype).at[members[index].index(index)].set(1)
+        def after(elements, gradients):
+            merged = [leaf if family is None else x for leaf, family, x in zip(leaves, self.families, elements, strict=True)]
+            params, opt_state = jax.tree.unflatten(structure, merged)
+            gradients = jax.tree.unflatten(jax.tree.structure(params), gradients)
+            found = jax.tree.leaves(replay(optimizer, params, opt_state, gradients))
+            moved = [None if family is None else x for family, x in zip(self.families, found, strict=True)]
+            return moved, found
 
-        units = [unit(*each, index) for index, each in enumerate(zip(leaves, self.families, strict=True))]
-        # The first unit vectors are for the members, those after them for the gradients of the steps.
-        gradients = jax.tree.map(lambda x: jnp.eye(num_steps, most + num_steps, most, dtype=x.dtype), params)
-        params, opt_state = jax.tree.unflatten(structure, units)
-        params, opt_state = replay(optimizer, params, opt_state, gradients)
-        found = jax.tree.leaves((params, opt_state))
-        return [(x[: len(m)], x[most:]) if m else (x, x) for x, m in zip(found, members, strict=True)]
+        elements = [None if family is None else jnp.zeros((), x.dtype) for x, family in zip(leaves, self.families, strict=True)]
+        gradients = [jnp.zeros(num_steps, x.dtype) for x in jax.tree.leaves(params)]
+        _, pull, found = jax.vjp(after, elements, gradients, has_aux=True)
+
+        def of_member(index):
+            # Families do not mix, so one pass serves the members of this index in all of them.
+            picked = [bool(m) and len(m) > index and m[index] == i for i, m in enumerate(members)]
+            return pull([x if x is None else jnp.full_like(x, pick) for x, pick in zip(elements, picked, strict=True)])
+
+        rows = [of_member(index) for index in range(max(map(len, members)))]
+
+        def of_leaf(i, family):
+            if family is None:
+                return found[i], found[i]
+            own, weights = rows[members[i].index(i)]
+            return jnp.stack([own[j] for j in members[i]]), weights[family]
+
+        return [of_leaf(i, family) for i, family in enumerate(self.families)]
 
     def members(self, family: int | None) -> list[int]:
         return [] if family is None else [i for i, each in enumerate(self.families) if each == family]

@@ -72,11 +72,11 @@ def adder(
         return inputs[example][None], targets[example][None]
 
     step = TrainStep(loss, optax.sgd(alpha) if optimizer is None else optimizer, batch, coarse)
-    return Problem(
-        name="adder",
-        step=step,
-        state=step.init(params),
-        loss=lambda params: float(loss(params, (inputs, targets))),
+    return Problem.trained(
+        "adder",
+        step,
+        params,
+        (inputs, targets),
         metrics=lambda params: {
             "accuracy": _share_of_bits(params, inputs, targets),
             "test accuracy": _share_of_bits(params, *test),

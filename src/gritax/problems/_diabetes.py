@@ -51,10 +51,10 @@ def diabetes(
 
     optimizer = optax.sgd(0.002, momentum=0.9) if optimizer is None else optimizer
     step = TrainStep(loss, optimizer, Epochs((x, y), batch_size, data_key), coarse)
-    return Problem(
-        name="diabetes",
-        step=step,
-        state=step.init(params),
-        loss=lambda params: float(loss(params, (x, y))),
+    return Problem.trained(
+        "diabetes",
+        step,
+        params,
+        (x, y),
         metrics=lambda params: {"test error": float(jnp.sqrt(2 * loss(params, (test_x, test_y))))},
     )

@@ -54,11 +54,11 @@ def digits(
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs(params, x, act), y))
 
     step = TrainStep(loss, optax.adam(1e-3) if optimizer is None else optimizer, Epochs((x, y), batch_size, data_key), coarse)
-    return Problem(
-        name="digits",
-        step=step,
-        state=step.init(params),
-        loss=lambda params: float(loss(params, (x, y))),
+    return Problem.trained(
+        "digits",
+        step,
+        params,
+        (x, y),
         metrics=lambda params: {
             "test accuracy": float(jnp.mean(jnp.argmax(outputs(params, test_x, act), axis=1) == test_y)),
         },

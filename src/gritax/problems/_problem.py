@@ -20,3 +20,10 @@ class Problem:
     state: TrainState
     loss: Callable[[PyTree], float]
     metrics: Callable[[PyTree], dict[str, float]]
+
+    @classmethod
+    def trained(
+        cls, name: str, step: TrainStep, params: PyTree, examples: PyTree, metrics: Callable[[PyTree], dict[str, float]]
+    ) -> "Problem":
+        """The problem of training `params` by `step`, whose loss on `examples` is the problem's."""
+        return cls(name, step, step.init(params), lambda params: float(step.loss(params, examples)), metrics)

@@ -44,11 +44,11 @@ def xor(
         return inputs[example][None], targets[example][None]
 
     step = TrainStep(_loss, optax.sgd(alpha), batch, coarse)
-    return Problem(
-        name="xor",
-        step=step,
-        state=step.init(params),
-        loss=lambda params: float(_loss(params, (inputs, targets))),
+    return Problem.trained(
+        "xor",
+        step,
+        params,
+        (inputs, targets),
         metrics=lambda params: {"accuracy": float(jnp.mean((_network(params, inputs) > 0.5) == (targets > 0.5)))},
     )
 

@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 
 from .._optimizer import update
 from .._state import CONTROL_FLOW_ERRORS, leaf_name
+from ._composite_loss import CompositeLoss
 
 
 def require_usable(step: Any, params: PyTree, stats: PyTree) -> PyTree:
@@ -80,7 +81,7 @@ def _require_trainable(step, params):
         )
         raise ValueError(
             f"params has no leaf to train ({found or 'it is empty'}). Floating-point arrays are trained, or what `trainable` "
-            "says."
+            "says; Python numbers are constants: make them arrays with jnp.asarray."
         )
 
 
@@ -120,6 +121,8 @@ def _same(x, y):
 
 
 def _require_arguments(step):
+    if step.has_aux and isinstance(step.loss, CompositeLoss):
+        raise ValueError("loss is a CompositeLoss, which has no statistics to return: with has_aux pass a plain function.")
     wanted = ["params", *["stats"] * step.has_aux, "batch", *["key"] * (step.key is not None)]
     try:
         signature = inspect.signature(step.loss)

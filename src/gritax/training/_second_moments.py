@@ -11,8 +11,9 @@ from jaxtyping import PyTree
 from .._optimizer import update
 
 
-# Enough for the inner optimizer of gradient accumulation to have its turn.
 _TRIALS = 16
+# Where some leaf has not moved, for the inner optimizer of a gradient accumulation may wait for its turn.
+_MORE_TRIALS = 256
 
 
 def nonnegative(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
@@ -38,10 +39,13 @@ def _found(optimizer, structure, shapes) -> tuple[bool, ...]:
         return (False,) * len(state)
     # The answer must be known while a kernel that depends on it is traced.
     with jax.ensure_compile_time_eval():
-        return tuple(map(bool, np.asarray(_stay(optimizer, structure, shapes)())))
+        stay, waits = _stay(optimizer, structure, shapes, _TRIALS)
+        return _stay(optimizer, structure, shapes, _MORE_TRIALS)[0] if waits else stay
 
 
-def _stay(optimizer, structure, shapes):
+def _stay(optimizer, structure, shapes, trials) -> tuple[tuple[bool, ...], bool]:
+    """(which leaves stay non-negative, whether one has not moved that might)."""
+
     def random(trial):
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), trial), len(shapes))
         leaves = [jax.random.normal(key, like.shape, like.dtype) for key, like in zip(keys, shapes, strict=True)]
@@ -61,7 +65,7 @@ def _stay(optimizer, structure, shapes):
 
         state = optimizer.init(params)
         held = jnp.stack([holds(leaf) for leaf in jax.tree.leaves(state)])
-        (state, held), _ = jax.lax.scan(step, (state, held), first_trial + jnp.arange(_TRIALS))
+        (state, held), _ = jax.lax.scan(step, (state, held), first_trial + jnp.arange(trials))
         return held, jax.tree.leaves(state)
 
     @jax.jit
@@ -70,8 +74,10 @@ def _stay(optimizer, structure, shapes):
         held, last = run(jnp.asarray(1.0), params, 1)
         opposite, _ = run(jnp.asarray(-1.0), jax.tree.map(jnp.negative, params), 1)
         # What does not depend on gradients, as a learning rate kept in the state, may yet change its sign.
-        _, other = run(jnp.asarray(1.0), params, 1 + _TRIALS)
+        _, other = run(jnp.asarray(1.0), params, 1 + trials)
         depends = jnp.stack([jnp.any(x != y) for x, y in zip(last, other, strict=True)])
-        return held & opposite & depends
+        moved = jnp.stack([jnp.any(x != y) for x, y in zip(jax.tree.leaves(optimizer.init(params)), last, strict=True)])
+        return held & opposite & depends, jnp.any(held & ~moved)
 
-    return all_runs
+    stay, waits = all_runs()
+    return tuple(map(bool, np.asarray(stay))), bool(waits)

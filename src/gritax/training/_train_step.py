@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
+from .._arguments import require_key
 from .._hierarchy import Multigrid
 from .._optimizer import update
 from .._state import traced
@@ -80,11 +81,7 @@ class TrainStep(eqx.Module):
             raise ValueError(f"coarse must be a coarse propagator such as gritax.FrozenGradient(), not {coarse!r}.")
         if not isinstance(has_aux, bool):
             raise ValueError(f"has_aux must be True or False, not {has_aux!r}.")
-        if key is not None:
-            try:
-                jax.random.fold_in(key, 0)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"key must be one JAX random key such as jax.random.key(0), not {key!r}.") from error
+        require_key(key)
         self.loss, self.optimizer, self.batch, self.coarse = loss, optimizer, batch, coarse
         self.key, self.has_aux, self.trainable = key, has_aux, trainable
 
