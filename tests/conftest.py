@@ -31,3 +31,10 @@ def compilations():
     jax.monitoring.register_event_duration_secs_listener(listener)
     yield counted
     jax.monitoring.unregister_event_duration_listener(listener)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs():
+    """Thousands of compiled programs in one process run out of memory maps, and XLA then crashes."""
+    yield
+    jax.clear_caches()

@@ -16,6 +16,7 @@ from gritax.coarse._curvature import largest_kappa
 _OPTIMIZERS = {
     "sgd": optax.sgd(0.02),
     "decay and nesterov": optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.004, momentum=0.8, nesterov=True)),
+    "scheduled momentum": optax.sgd(optax.linear_schedule(0.02, 0.0, 16), momentum=0.5),
     "adam": optax.adam(1e-3),
     "clipped": optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.02, momentum=0.5)),
     "two rates": optax.multi_transform(

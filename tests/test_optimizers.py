@@ -9,6 +9,7 @@ import small_problems as small
 
 import gritax
 from gritax.coarse._linear import linear
+from gritax.coarse._slow import memory
 from gritax.training._second_moments import nonnegative
 
 
@@ -138,7 +139,7 @@ def test_which_leaves_never_turn_negative(optimizer, expected):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "sums", "memory"),
+    ("optimizer", "sums", "lasting"),
     [
         (optax.sgd(0.1), 1, 1),
         (optax.sgd(_SCHEDULES["cosine"]), 1, 1),
@@ -150,10 +151,10 @@ def test_which_leaves_never_turn_negative(optimizer, expected):
         (optax.chain(optax.sgd(0.1), _average_of_weights(0.9)), 2, 1),
     ],
 )
-def test_linear_optimizers_need_one_or_two_sums_of_gradients(optimizer, sums, memory):
+def test_linear_optimizers_need_one_or_two_sums_of_gradients(optimizer, sums, lasting):
     found = linear(optimizer, small.params())
     assert found is not None
-    assert (found.num_sums, found.memory) == (sums, memory)
+    assert (found.num_sums, memory(optimizer, small.params())) == (sums, lasting)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from obvious_mgrit import ObviousMGRIT
 
 import gritax
+from gritax._relaxation import relax_finest
 
 
 _SETTINGS = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -202,3 +203,14 @@ def test_all_is_compiled_before_the_first_iteration_and_once(compilations):
     assert set(counts) == {counts[0]}
     gritax.solve(phi, {"w": np.full(3, 0.5)}, 61, gritax.Multigrid(2, cycle="F"), tolerance=1e-12)
     assert len(compilations) == counts[0]
+
+
+def test_programs_of_earlier_phis_are_forgotten(monkeypatch):
+    """A process that solves many problems must not run out of memory maps."""
+    monkeypatch.setattr("gritax._kernel._MOST_PHIS", 2)
+    sizes = []
+    for rate in (0.1, 0.2, 0.3, 0.4, 0.5):
+        solution = gritax.solve(lambda u, start, stride, rate=rate: u / (1 + rate * stride), 1.0, 6)
+        np.testing.assert_allclose(solution.state, (1 + rate) ** -6.0, rtol=1e-6)
+        sizes.append(relax_finest._full._cache_size())
+    assert max(sizes) <= 2

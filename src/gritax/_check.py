@@ -13,6 +13,7 @@ from ._arguments import require_whole
 from ._clocks import tabulate
 from ._evolution import Evolution, Phi
 from ._hierarchy import Level, Multigrid
+from ._kernel import kernel
 from ._norms import norm
 from ._state import at_leaf
 from ._validation import first_step, validated
@@ -141,7 +142,7 @@ def _require_repeatable(evolution: Evolution, floating, clock, stride: int, num_
                 )
 
 
-@partial(jax.jit, static_argnames="stride")
+@partial(kernel, static_argnames="stride")
 def _defects(evolution: Evolution, floating: PyTree[Array], starts: Array, stride: int) -> tuple[Array, Array]:
     """(defects of one coarse step from the initial state placed at each of the starts, whether they are finite)."""
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree
 
 from ._evolution import Evolution
 from ._hierarchy import Level
+from ._kernel import kernel
 from ._state import leaf_name
 
 
@@ -49,7 +50,7 @@ def _refuse_dependent(evolution, floating, clock):
             )
 
 
-@partial(jax.jit, static_argnames="finest")
+@partial(kernel, static_argnames="finest")
 def _count(evolution, floating, clock, finest):
     _, after_one = evolution.advance(floating, clock, jnp.int32(0), 1)
     rate = jax.tree.map(jnp.subtract, after_one, clock)
@@ -68,7 +69,7 @@ def _count(evolution, floating, clock, finest):
     return jax.vmap(at)(points), at(jnp.int32(finest.size)), is_counter
 
 
-@partial(jax.jit, static_argnames="finest")
+@partial(kernel, static_argnames="finest")
 def _march(evolution, floating, clock, finest):
     def advance(clock, start, num_steps):
         def step(j, clock):

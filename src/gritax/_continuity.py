@@ -7,11 +7,13 @@ from jaxtyping import Array
 
 from ._evolution import Evolution
 from ._hierarchy import Level
+from ._kernel import kernel
 from ._norms import norm
 from ._relaxation import Points
 
 
 _SEGMENTS = 8
+_ROUNDINGS = 16
 
 
 def jumps(evolution: Evolution, finest: Level, c: Points) -> bool:
@@ -30,7 +32,7 @@ def _tolerated(c) -> tuple[float, int]:
     return (1e-2, 12) if single else (1e-4, 26)
 
 
-@jax.jit
+@kernel
 def _remaining(evolution: Evolution, c: Points, points: Array, starts: Array) -> Array:
     def along(point, start):
         clock = evolution.clock(start)
@@ -57,6 +59,9 @@ def _remaining(evolution: Evolution, c: Points, points: Array, starts: Array) ->
         ends = ((zero, update(zero)), (one, update(one)))
         whole = change(ends[0][1], ends[1][1])
         (_, low_end), (_, high_end) = jax.lax.fori_loop(0, _tolerated(c)[1], bisect, ends)
-        return jnp.where(whole > 0, change(low_end, high_end) / jnp.where(whole > 0, whole, 1), 0)
+        jump = change(low_end, high_end)
+        # An update is a difference of states, whose rounding makes it jump as well.
+        rounding = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(low)) * norm(evolution.params(high, clock))
+        return jnp.where(jump > _ROUNDINGS * rounding, jump / jnp.where(whole > 0, whole, 1), 0)
 
     return jax.vmap(along)(points, starts)

@@ -6,7 +6,7 @@ from jaxtyping import Array
 
 from ._evolution import Evolution
 from ._hierarchy import Level
-from ._kernel import per_level
+from ._kernel import kernel, per_level
 from ._relaxation import Points
 
 
@@ -26,7 +26,7 @@ def restrict(level: Level, evolution: Evolution, c: Points, e: Points) -> tuple[
     return jax.tree.map(jnp.subtract, e, predicted), jax.tree.map(lambda x: x[:: level.factor], c)
 
 
-@jax.jit
+@kernel
 def keep_exact(c: Points, e: Points, front: Array) -> Points:
     """`c` after the correction, with the arrivals `e` up to C-point `front`, where they are serial training's states.
 

@@ -12,6 +12,7 @@ from . import _relaxation as kernels
 from ._correction import keep_exact, restrict
 from ._evolution import Evolution, Phi, evaluations
 from ._hierarchy import Hierarchy, Level, Multigrid
+from ._kernel import kernel
 from ._norms import residual_norm
 from ._relaxation import Points, arrived
 
@@ -111,7 +112,7 @@ class Cycle:
         return kernels.march(coarsest, self.evolution, c, g)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(kernel, static_argnums=0)
 def from_nothing(hierarchy: Hierarchy, u0: PyTree[Array]) -> tuple[Points, list[Points]]:
     """C-points of the coarsest level, all of them the first state, and right-hand sides of zero for every coarse level."""
 

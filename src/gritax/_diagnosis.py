@@ -10,6 +10,7 @@ from jaxtyping import Array, PyTree
 
 from ._evolution import Evolution
 from ._hierarchy import Hierarchy
+from ._kernel import kernel
 from ._relaxation import Points
 
 
@@ -53,7 +54,7 @@ def diagnose(evolution: Evolution, hierarchy: Hierarchy, u0: PyTree[Array], cloc
     )
 
 
-@partial(jax.jit, static_argnames=("spacing", "count"))
+@partial(kernel, static_argnames=("spacing", "count"))
 def _first_states(evolution, spacing, count, u0, clock) -> Points:
     """Serial training at the steps `0, spacing, …`: states that nothing has spoilt."""
 
@@ -76,7 +77,7 @@ def _amplification(evolution, hierarchy, index, states) -> tuple[float, float]:
     return float(worst[0]), float(max(worst[1], np.finfo(float).tiny))
 
 
-@partial(jax.jit, static_argnames="stride")
+@partial(kernel, static_argnames="stride")
 def _power_iterations(evolution, states, starts, stride):
     # Differences rather than derivatives: phi need not be differentiable.
     def at(u, start):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._cycle import Cycle
+from ._kernel import kernel
 from ._relaxation import Points
 from ._state import called
 
@@ -57,7 +58,7 @@ def _guessed(initial_guess, state, step):
     return called("initial_guess(step)", "step", guess, state, step)
 
 
-@partial(jax.jit, static_argnames=("finest", "zeros"))
+@partial(kernel, static_argnames=("finest", "zeros"))
 def _uniform(u0, finest, zeros):
     num_points = finest.num_intervals + 1
     return jax.tree.map(lambda x: jnp.broadcast_to(jnp.zeros_like(x) if zeros else x, (num_points, *x.shape)).at[0].set(x), u0)

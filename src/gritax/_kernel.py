@@ -1,7 +1,8 @@
-"""Compiled kernels, one for each level: every level has its own stride and shapes."""
+"""Compiled kernels: one for each level, which has its own stride and shapes, and no more of them than a process can hold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache, update_wrapper
+from typing import Any
 
 import jax
 
@@ -12,6 +13,29 @@ from ._hierarchy import Level
 # runs up to twice as long. Never on the finest level, whose arithmetic is that of the serial twin.
 _SMALL = 2**15
 _QUICK = {"xla_cpu_use_fusion_emitters": False}
+
+
+# Every phi has programs of its own, a few hundred memory maps each. Linux allows 65,530, and XLA crashes beyond.
+_MOST_PHIS = 16
+_kernels: list = []
+_known: set[Hashable] = set()
+
+
+def kernel(function: Callable, **options) -> Any:
+    """`jax.jit`, whose programs are forgotten when there are too many."""
+    _kernels.append(jax.jit(function, **options))
+    return _kernels[-1]
+
+
+def make_room(phi: Hashable) -> None:
+    """Forgets the programs of all earlier phis once there are too many; those of `phi` are about to be compiled."""
+    if phi in _known:
+        return
+    if len(_known) >= _MOST_PHIS:
+        for each in _kernels:
+            each.clear_cache()
+        _known.clear()
+    _known.add(phi)
 
 
 @cache
@@ -30,14 +54,14 @@ class per_level:
 
     def __init__(self, function: Callable):
         self._function = function
-        self._full = self._quick = jax.jit(function, static_argnums=0)
+        self._full = self._quick = kernel(function, static_argnums=0)
         update_wrapper(self, function)
 
     def _for(self, level: Level, arrays):
         if level.index == 0 or _quick_options() is None or sum(x.size for x in jax.tree.leaves(arrays)) > _SMALL:
             return self._full
         if self._quick is self._full:
-            self._quick = jax.jit(self._function, static_argnums=0, compiler_options=_QUICK)
+            self._quick = kernel(self._function, static_argnums=0, compiler_options=_QUICK)
         return self._quick
 
     def __call__(self, level: Level, *arrays):

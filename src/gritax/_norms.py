@@ -8,7 +8,7 @@ from jaxtyping import Array, PyTree
 
 from ._evolution import Evolution
 from ._hierarchy import Level
-from ._kernel import per_level
+from ._kernel import kernel, per_level
 from ._relaxation import Points, arrived
 
 
@@ -42,7 +42,7 @@ def _at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
-@jax.jit
+@kernel
 def residual_norm(c: Points, e: Points) -> Array:
     """2-norm over the C-points of `Phi(u[c-1]) - u[c]`, all floating leaves."""
     return norm(jax.tree.map(jnp.subtract, e, arrived(c)))

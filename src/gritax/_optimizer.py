@@ -1,7 +1,10 @@
-"""One step of an Optax transformation."""
+"""One step of an Optax transformation, and what is found out about one."""
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+import jax
 import optax
 from jaxtyping import PyTree, Scalar
 
@@ -16,3 +19,26 @@ def update(optimizer: Any, gradient: PyTree, opt_state: PyTree, params: PyTree, 
     """(updates, optimizer state)."""
     extra = {"value": value} if isinstance(optimizer, optax.GradientTransformationExtraArgs) else {}
     return optimizer.update(gradient, opt_state, params, **extra)
+
+
+def found_once(find: Callable[[Any, PyTree], Any]) -> Callable[[Any, PyTree], Any]:
+    """`find(optimizer, shapes)` as a function of an optimizer and parameters that looks once for each.
+
+    It depends on the shapes and dtypes of the parameters only, and runs at once even while a kernel that needs it is traced.
+    """
+
+    def at_once(optimizer, structure, shapes):
+        with jax.ensure_compile_time_eval():
+            return find(optimizer, jax.tree.unflatten(structure, shapes))
+
+    remembered = lru_cache(at_once)
+
+    def found(optimizer: Any, params: PyTree) -> Any:
+        leaves, structure = jax.tree.flatten(params)
+        shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+        try:
+            return remembered(optimizer, structure, shapes)
+        except TypeError:  # an optimizer that is not hashable
+            return at_once(optimizer, structure, shapes)
+
+    return found

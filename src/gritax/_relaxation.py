@@ -15,13 +15,13 @@ from jaxtyping import Array, PyTree
 
 from ._evolution import Evolution
 from ._hierarchy import Level
-from ._kernel import per_level
+from ._kernel import kernel, per_level
 
 
 Points = PyTree[Array]
 
 
-@jax.jit
+@kernel
 def arrived(c: Points) -> Points:
     """The C-points that intervals arrive at: all but the first."""
     return jax.tree.map(lambda x: x[1:], c)

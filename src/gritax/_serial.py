@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 from ._adaptation import prepared
 from ._arguments import require_whole
 from ._evolution import Phi
+from ._kernel import kernel
 from ._validation import validated
 
 
@@ -34,7 +35,7 @@ def solve_serial(phi: Phi, state: PyTree, num_steps: int) -> PyTree:
     return evolution.merge(*_scan(evolution, floating, clock, num_steps=int(num_steps)))
 
 
-@partial(jax.jit, static_argnames="num_steps")
+@partial(kernel, static_argnames="num_steps")
 def _scan(evolution, floating, clock, num_steps):
     def step(carry, start):
         return evolution.advance(*carry, start, 1), None

@@ -8,10 +8,11 @@ from jaxtyping import Array, PyTree
 
 from ._evolution import Evolution, optional
 from ._hierarchy import Level
+from ._kernel import kernel
 from ._relaxation import Points
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(kernel, static_argnums=0)
 def losses(level: Level, evolution: Evolution, c: Points) -> Array:
     """`phi.loss_at(state, step)` of the states before each step, `level.size` of them."""
     loss_at = optional(evolution.phi, "loss_at")
@@ -35,7 +36,7 @@ def saved_states(level: Level, evolution: Evolution, c: Points, every: int) -> P
     return evolution.merge(*_states(level, every, evolution, c))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(kernel, static_argnums=(0, 1))
 def _states(level: Level, every: int, evolution: Evolution, c: Points) -> tuple[PyTree[Array], PyTree[Array]]:
     count = level.size // every
     u, clock, _ = _lanes(level, evolution, c)

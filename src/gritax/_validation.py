@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from ._arguments import require_whole
 from ._evolution import Evolution, Phi, optional
+from ._kernel import kernel, make_room
 from ._state import as_arrays, at_leaf
 
 
@@ -24,6 +25,7 @@ def validated(phi: Phi, state: PyTree, num_steps: int) -> tuple[Evolution, PyTre
     _require_concrete("state", state)
     _require_concrete("phi", phi)
     evolution = Evolution(phi, state)
+    make_room(jax.tree.structure(evolution))
     floating, clock = evolution.split(state)
     if not jax.tree.leaves(floating):
         raise ValueError("state has no floating-point array: there is nothing to solve for.")
@@ -56,7 +58,7 @@ def _require_three_arguments(phi: Phi) -> None:
         raise ValueError(f"phi must take three arguments, phi(state, start, stride); it is phi{signature}.") from None
 
 
-@jax.jit
+@kernel
 def first_step(evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array]):
     """(floating leaves, clocks) after one step, and the loss before it if phi has `loss_at`, else None."""
     loss_at = optional(evolution.phi, "loss_at")

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._norms import norm
+from ._slow import at_rest
 
 
 _PRODUCTS = 12
@@ -43,14 +44,7 @@ def _power_iteration(coarse, step, states, starts, span):
 
         def moved(params):
             after = coarse.block(step, state._replace(params=eqx.combine(params, others)), start + span, span)
-            nothing = jax.tree.map(jnp.zeros_like, params)
-            arrays, constants = eqx.partition(after, eqx.is_array)
-
-            def drain(arrays, _):
-                state = eqx.combine(arrays, constants)
-                return eqx.filter(step.apply(state, nothing, jnp.zeros(()), state.stats), eqx.is_array), None
-
-            return step.split(eqx.combine(jax.lax.scan(drain, arrays, length=_DRAIN)[0], constants).params)[0]
+            return at_rest(step, after, _DRAIN)
 
         here = moved(params)
         eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))

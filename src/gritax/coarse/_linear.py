@@ -9,7 +9,6 @@ with numbers T and A that depend on the step alone. So R gradients are needed on
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +17,10 @@ import optax
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, PyTree
 
-from .._optimizer import updated
+from .._optimizer import found_once, updated
 
 
 _MOST_SUMS = 2
-_IMPULSE_STEPS = 1024
 
 
 @dataclass(frozen=True)
@@ -30,16 +28,18 @@ class LinearOptimizer:
     """How an optimizer that is linear moves its leaves, those of (parameters, optimizer state) in their order.
 
     `families` has for each leaf the index of the parameter whose gradient moves it, or None for an integer; `sums` the index
-    of the weighted sum of gradients that it takes; `memory` is after how many steps 95 percent of a gradient have been used.
+    of the weighted sum of gradients that it takes.
     """
 
     families: tuple[int | None, ...]
     sums: tuple[int | None, ...]
-    memory: int
 
     @property
     def num_sums(self) -> int:
         return 1 + max(index for index in self.sums if index is not None)
+
+    def members(self, family: int | None) -> list[int]:
+        return [] if family is None else [i for i, each in enumerate(self.families) if each == family]
 
     def coefficients(self, optimizer, params: PyTree, opt_state: PyTree, num_steps: int) -> list[tuple[Array, Array]]:
         """(T_i, A_i) of each leaf, by reverse differentiation of the optimizer's own steps on one element a leaf.
@@ -76,25 +76,29 @@ class LinearOptimizer:
 
         return [of_leaf(i, family) for i, family in enumerate(self.families)]
 
-    def members(self, family: int | None) -> list[int]:
-        return [] if family is None else [i for i, each in enumerate(self.families) if each == family]
 
-    def advance(self, optimizer, params: PyTree, opt_state: PyTree, num_steps: int, weigh) -> tuple[PyTree, PyTree]:
-        """(parameters, optimizer state) after `num_steps`; `weigh` gives the sums of gradients for rows of weights by step."""
+class LinearSteps:
+    """`num_steps` steps of `optimizer` from a state: its leaves need only `rows` of weights for the gradients of the steps."""
+
+    def __init__(self, kind: LinearOptimizer, optimizer, params: PyTree, opt_state: PyTree, num_steps: int):
+        self.kind = kind
+        self.coefficients = kind.coefficients(optimizer, params, opt_state, num_steps)
+        self.rows = [self.coefficients[kind.sums.index(index)][1] for index in range(kind.num_sums)]
+
+    def advance(self, params: PyTree, opt_state: PyTree, sums: list[PyTree]) -> tuple[PyTree, PyTree]:
+        """(parameters, optimizer state) after the steps, from the sums of their gradients weighted by each of the rows."""
         leaves, structure = jax.tree.flatten((params, opt_state))
-        coefficients = self.coefficients(optimizer, params, opt_state, num_steps)
-        rows = [coefficients[self.sums.index(index)][1] for index in range(self.num_sums)]
-        sums = [jax.tree.leaves(each) for each in weigh(rows)]
+        gradients = [jax.tree.leaves(each) for each in sums]
 
-        def new(index, leaf):
-            family = self.families[index]
+        def new(index):
+            family = self.kind.families[index]
             if family is None:
-                return leaf
-            own = coefficients[index][0]
-            members = [leaves[i] for i in self.members(family)]
-            return sum((own[j] * member for j, member in enumerate(members)), sums[self.sums[index]][family])
+                return self.coefficients[index][0]
+            own = self.coefficients[index][0]
+            members = [leaves[i] for i in self.kind.members(family)]
+            return sum((own[j] * member for j, member in enumerate(members)), gradients[self.kind.sums[index]][family])
 
-        return jax.tree.unflatten(structure, [new(index, leaf) for index, leaf in enumerate(leaves)])
+        return jax.tree.unflatten(structure, [new(index) for index in range(len(leaves))])
 
 
 def replay(optimizer: optax.GradientTransformation, params: PyTree, opt_state: PyTree, gradients: PyTree, value=0.0):
@@ -108,25 +112,11 @@ def replay(optimizer: optax.GradientTransformation, params: PyTree, opt_state: P
     return jax.lax.scan(step, (params, opt_state), gradients)[0]
 
 
+@found_once
 def linear(optimizer: optax.GradientTransformation, params: PyTree) -> LinearOptimizer | None:
-    """The optimizer's coefficients, if it is linear, treats all elements alike and needs two sums at most; else None."""
-    leaves, structure = jax.tree.flatten(params)
-    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-    try:
-        return _linear(optimizer, structure, shapes)
-    except TypeError:  # an optimizer that is not hashable
-        return _linear.__wrapped__(optimizer, structure, shapes)
-
-
-@lru_cache
-def _linear(optimizer, structure, shapes) -> LinearOptimizer | None:
-    params = jax.tree.unflatten(structure, shapes)
+    """The optimizer's families, if it is linear, treats all elements alike and needs two sums at most; else None."""
     families = _families(optimizer, params)
-    if families is None:
-        return None
-    # Numbers are needed while a kernel is traced, so they are computed outside of it.
-    with jax.ensure_compile_time_eval():
-        return _measured(optimizer, params, families)
+    return None if families is None else _measured(optimizer, params, families)
 
 
 def _families(optimizer, params) -> tuple[int | None, ...] | None:
@@ -172,7 +162,7 @@ def _families(optimizer, params) -> tuple[int | None, ...] | None:
 def _measured(optimizer, params, families) -> LinearOptimizer | None:
     opt_state = jax.jit(optimizer.init)(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params))
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
-    one_sum = LinearOptimizer(families, tuple(None if f is None else 0 for f in families), 1)
+    one_sum = LinearOptimizer(families, tuple(None if f is None else 0 for f in families))
     later = jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) else x + 1000, opt_state)
     found = jax.jit(lambda *states: [one_sum.coefficients(optimizer, params, state, 8) for state in states])(opt_state, later)
     rows = [np.concatenate([np.asarray(each[index][1]).ravel() for each in found]) for index in range(len(families))]
@@ -188,28 +178,8 @@ def _measured(optimizer, params, families) -> LinearOptimizer | None:
         sums.append(same[0] if same else len(distinct) - 1)
     if len(distinct) > _MOST_SUMS:
         return None
-    candidate = LinearOptimizer(families, tuple(sums), _memory(optimizer, params, opt_state))
+    candidate = LinearOptimizer(families, tuple(sums))
     return candidate if _agrees(candidate, optimizer, params, opt_state) else None
-
-
-def _memory(optimizer, params, opt_state) -> int:
-    """After how many steps a gradient has had 95 percent of its effect on the parameters."""
-    ones = jax.tree.map(lambda x: jnp.ones(1, x.dtype), params)
-    zeros = jax.tree.map(jnp.zeros_like, ones)
-    scalars = jax.tree.map(lambda x: jnp.zeros(1, x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, opt_state)
-
-    @jax.jit
-    def run():
-        def step(carry, index):
-            gradient = jax.tree.map(lambda x: jnp.where(index == 0, x, jnp.zeros_like(x)), ones)
-            params, state = carry
-            carry = replay(optimizer, params, state, jax.tree.map(lambda x: x[None], gradient))
-            return carry, jnp.max(jnp.abs(jnp.concatenate([x.astype(jnp.float32) for x in jax.tree.leaves(carry[0])])))
-
-        return jax.lax.scan(step, (zeros, scalars), jnp.arange(_IMPULSE_STEPS))[1]
-
-    moved = np.asarray(run())
-    return int(np.argmax(moved >= 0.95 * np.max(moved))) + 1
 
 
 def _agrees(candidate, optimizer, params, opt_state) -> bool:
@@ -227,11 +197,9 @@ def _agrees(candidate, optimizer, params, opt_state) -> bool:
         def weighted(row):
             return jax.tree.map(lambda g: jnp.tensordot(row.astype(g.dtype), g, 1), gradients)
 
-        def weigh(rows):
-            return [weighted(row) for row in rows]
-
+        steps = LinearSteps(candidate, optimizer, params, opt_state, 3)
         wanted = replay(optimizer, params, opt_state, gradients)
-        return wanted, candidate.advance(optimizer, params, opt_state, 3, weigh)
+        return wanted, steps.advance(params, opt_state, [weighted(row) for row in steps.rows])
 
     wanted, given = both(params, opt_state)
     pairs = zip(jax.tree.leaves(wanted), jax.tree.leaves(given), candidate.families, strict=True)

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -15,6 +14,8 @@ from .._arguments import require_whole
 from .._hierarchy import Multigrid
 from ._curvature import largest_kappa
 from ._linear import linear
+from ._replay import Replay
+from ._slow import memory
 
 
 _KAPPA = 1.5
@@ -97,38 +98,7 @@ class FrozenGradient:
 
     def block(self, step, state, start, length):
         """`length` steps with the gradients at `state`."""
-        params, others = step.split(state.params)
-        optimizer = linear(step.optimizer, params)
-        if optimizer is None:
-            arrays, constants = eqx.partition(state, eqx.is_array)
-            arrays = self._in_chunks(partial(_replay, step, state, constants), arrays, start, length)
-            return eqx.combine(arrays, constants)
-        outcomes = []
-
-        def weigh(rows):
-            sums = [jax.tree.map(jnp.zeros_like, params) for _ in rows]
-            add = partial(_add_gradients, step, state, rows, start)
-            sums, stats = self._in_chunks(add, (sums, state.stats), start, length)
-            outcomes.append(stats)
-            return sums
-
-        params, opt_state = optimizer.advance(step.optimizer, params, state.opt_state, length, weigh)
-        return type(state)(eqx.combine(params, others), opt_state, outcomes[0])
-
-    def _in_chunks(self, advance, carry, start, length):
-        """`carry = advance(carry, steps)` over all steps, a chunk of them at a time."""
-        whole, rest = divmod(length, self.chunk)
-
-        def chunk(j, carry):
-            return advance(carry, start + j * self.chunk + jnp.arange(self.chunk, dtype=jnp.int32))
-
-        if whole == 1:
-            carry = chunk(0, carry)
-        elif whole:
-            carry = jax.lax.scan(lambda carry, j: (chunk(j, carry), None), carry, jnp.arange(whole, dtype=jnp.int32))[0]
-        if rest:
-            carry = advance(carry, start + whole * self.chunk + jnp.arange(rest, dtype=jnp.int32))
-        return carry
+        return Replay(step, state, start, length, self.chunk)(step.split(state.params)[0])
 
     def adapted(
         self, step: Any, states: PyTree, starts: Array | np.ndarray, num_steps: int
@@ -147,8 +117,9 @@ class FrozenGradient:
         if self._chosen:
             refresh, m_0 = min(refresh, self._chosen.refresh), self._chosen.m_0
         else:
-            optimizer = linear(step.optimizer, jax.tree.map(lambda x: x[0], step.split(states.params)[0]))
-            m_0 = _FACTOR if optimizer is None else max(_FACTOR, 2 ** math.ceil(math.log2(optimizer.memory)))
+            params = jax.tree.map(lambda x: x[0], step.split(states.params)[0])
+            lasting = memory(step.optimizer, params) if linear(step.optimizer, params) else 1
+            m_0 = max(_FACTOR, 2 ** math.ceil(math.log2(lasting)))
         return replace(self, _chosen=_Chosen(refresh, min(m_0, max(most, 2)))), depth, work
 
     def finer(self) -> "FrozenGradient | None":
@@ -169,54 +140,3 @@ class FrozenGradient:
 class _Chosen:
     refresh: int
     m_0: int
-
-
-def _replay(step, frozen, constants, arrays, steps):
-    """The optimizer's own updates with the gradients of `steps` at the state `frozen`; a state is `arrays` and `constants`."""
-    (values, stats), gradients = jax.vmap(lambda k: step.gradient(frozen.params, frozen.stats, step.data(k), k))(steps)
-
-    def update(arrays, inputs):
-        k, value, stats, gradient = inputs
-        state = eqx.combine(arrays, constants)
-        state = step.apply(state, gradient, value, _statistics(step, frozen, k, stats, state.stats))
-        return eqx.filter(state, eqx.is_array), None
-
-    return jax.lax.scan(update, arrays, (steps, values, stats, gradients))[0]
-
-
-def _add_gradients(step, frozen, rows, start, carry, steps):
-    """Weighted sums of the gradients of `steps` at `frozen`, without any of them by itself."""
-    sums, stats = carry
-    params, others = step.split(frozen.params)
-
-    def losses(params):
-        return jax.vmap(lambda k: step.evaluate(eqx.combine(params, others), frozen.stats, step.data(k), k))(steps)
-
-    values, pull, new_stats = jax.vjp(losses, params, has_aux=True)
-    sums = [
-        jax.tree.map(jnp.add, total, pull(row[steps - start].astype(values.dtype))[0])
-        for total, row in zip(sums, rows, strict=True)
-    ]
-    if jax.tree.leaves(stats):
-        follow = lambda stats, inputs: (_statistics(step, frozen, inputs[0], inputs[1], stats), None)
-        stats = jax.lax.scan(follow, stats, (steps, new_stats))[0]
-    return sums, stats
-
-
-def _statistics(step, frozen, k, at_frozen, stats):
-    """Statistics after step `k`, to first order in their distance from the frozen ones: exact for running averages.
-
-    An average is linear in what it was, so the derivative leaves nothing of the network to evaluate.
-    """
-    floating = eqx.filter(stats, eqx.is_inexact_array)
-    if not jax.tree.leaves(floating):
-        return at_frozen
-    known, fixed = eqx.partition(frozen.stats, eqx.is_inexact_array)
-
-    def after(known):
-        new = step.evaluate(frozen.params, eqx.combine(known, fixed), step.data(k), k)[1]
-        return eqx.filter(new, eqx.is_inexact_array)
-
-    moved = jax.jvp(after, (known,), (jax.tree.map(jnp.subtract, floating, known),))[1]
-    floating, others = eqx.partition(at_frozen, eqx.is_inexact_array)
-    return eqx.combine(jax.tree.map(jnp.add, floating, moved), others)

@@ -1,14 +1,12 @@
 """Which leaves of an optimizer's state never turn negative."""
 
-from functools import lru_cache
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from .._optimizer import update
+from .._optimizer import found_once, update
 
 
 _TRIALS = 16
@@ -16,6 +14,7 @@ _TRIALS = 16
 _MORE_TRIALS = 256
 
 
+@found_once
 def nonnegative(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
     """For every leaf of `optimizer.init(params)`, whether it is floating point and no step makes it negative.
 
@@ -23,28 +22,18 @@ def nonnegative(optimizer: optax.GradientTransformation, params: PyTree) -> PyTr
     that stay non-negative for random parameters, gradients and losses and for their opposites. What is odd in the gradient, a
     momentum, turns negative in one of the two; a mean of squares does in none.
     """
-    leaves, structure = jax.tree.flatten(params)
-    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-    try:
-        found = _found(optimizer, structure, shapes)
-    except TypeError:  # an optimizer that is not hashable
-        found = _found.__wrapped__(optimizer, structure, shapes)
-    return jax.tree.unflatten(jax.tree.structure(jax.eval_shape(optimizer.init, params)), found)
+    state = jax.eval_shape(optimizer.init, params)
+    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(state)):
+        return jax.tree.map(lambda _: False, state)
+    stay, waits = _stay(optimizer, params, _TRIALS)
+    found = _stay(optimizer, params, _MORE_TRIALS)[0] if waits else stay
+    return jax.tree.unflatten(jax.tree.structure(state), found)
 
 
-@lru_cache
-def _found(optimizer, structure, shapes) -> tuple[bool, ...]:
-    state = jax.tree.leaves(jax.eval_shape(optimizer.init, jax.tree.unflatten(structure, shapes)))
-    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in state):
-        return (False,) * len(state)
-    # The answer must be known while a kernel that depends on it is traced.
-    with jax.ensure_compile_time_eval():
-        stay, waits = _stay(optimizer, structure, shapes, _TRIALS)
-        return _stay(optimizer, structure, shapes, _MORE_TRIALS)[0] if waits else stay
-
-
-def _stay(optimizer, structure, shapes, trials) -> tuple[tuple[bool, ...], bool]:
+def _stay(optimizer, like, trials) -> tuple[tuple[bool, ...], bool]:
     """(which leaves stay non-negative, whether one has not moved that might)."""
+
+    shapes, structure = jax.tree.flatten(like)
 
     def random(trial):
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), trial), len(shapes))

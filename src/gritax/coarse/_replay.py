@@ -1,0 +1,127 @@
+"""The optimizer's own steps with the gradients of their minibatches at frozen parameters, a chunk of them at a time."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ._linear import LinearSteps, linear
+
+
+class Replay:
+    """`length` steps from `state` at step `start`, for gradients at any parameters; those of `chunk` steps are held at a time.
+
+    An optimizer that is linear in its gradients takes one or two weighted sums of them instead, and no gradient is there by
+    itself.
+    """
+
+    def __init__(self, step: Any, state: PyTree, start: Array, length: int, chunk: int):
+        self.step, self.state, self.start, self.length, self.chunk = step, state, start, length, chunk
+        self.params, self.others = step.split(state.params)
+        optimizer = linear(step.optimizer, self.params)
+        self.linear = optimizer and LinearSteps(optimizer, step.optimizer, self.params, state.opt_state, length)
+
+    def __call__(self, *params: PyTree) -> PyTree:
+        """The state after the steps, with the gradients at `params`.
+
+        With two such arguments, the gradients at both, interpolated linearly between the first step and the last.
+        """
+        if self.linear is None:
+            arrays, constants = eqx.partition(self.state, eqx.is_array)
+            return eqx.combine(self._in_chunks(partial(self._update, params, constants), arrays), constants)
+        rows = [row * share.astype(row.dtype) for row in self.linear.rows for share in self._shares(len(params))]
+        zeros = [jax.tree.map(jnp.zeros_like, self.params) for _ in rows]
+        sums, stats = self._in_chunks(partial(self._add_gradients, params, rows), (zeros, self.state.stats))
+        sums = [jax.tree.map(lambda *x: sum(x), *sums[i : i + len(params)]) for i in range(0, len(sums), len(params))]
+        after, opt_state = self.linear.advance(self.params, self.state.opt_state, sums)
+        return type(self.state)(eqx.combine(after, self.others), opt_state, stats)
+
+    def _shares(self, count: int) -> list[np.ndarray]:
+        """The share of each set of gradients in those of each step."""
+        last = (np.arange(self.length) + 0.5) / self.length
+        return [np.ones(self.length)] if count == 1 else [1 - last, last]
+
+    def _in_chunks(self, advance: Callable, carry: Any) -> Any:
+        """`carry = advance(carry, steps)` over all steps."""
+        whole, rest = divmod(self.length, self.chunk)
+
+        def chunk(j, carry):
+            return advance(carry, self.start + j * self.chunk + jnp.arange(self.chunk, dtype=jnp.int32))
+
+        if whole == 1:
+            carry = chunk(0, carry)
+        elif whole:
+            carry = jax.lax.scan(lambda carry, j: (chunk(j, carry), None), carry, jnp.arange(whole, dtype=jnp.int32))[0]
+        if rest:
+            carry = advance(carry, self.start + whole * self.chunk + jnp.arange(rest, dtype=jnp.int32))
+        return carry
+
+    def _update(self, points, constants, arrays, steps):
+        """The updates of these steps; a state is `arrays` and `constants`."""
+        step, stats = self.step, self.state.stats
+
+        def at(params):
+            params = eqx.combine(params, self.others)
+            return jax.vmap(lambda k: step.gradient(params, stats, step.data(k), k))(steps)
+
+        (values, new_stats), gradients = at(points[0])
+        if len(points) == 2:
+            mix = partial(_mixed, [jnp.asarray(share)[steps - self.start] for share in self._shares(2)])
+            (last_values, _), last_gradients = at(points[1])
+            values, gradients = jax.tree.map(mix, (values, gradients), (last_values, last_gradients))
+
+        def update(arrays, inputs):
+            k, value, new_stats, gradient = inputs
+            state = eqx.combine(arrays, constants)
+            state = step.apply(state, gradient, value, self._statistics(points[0], k, new_stats, state.stats))
+            return eqx.filter(state, eqx.is_array), None
+
+        return jax.lax.scan(update, arrays, (steps, values, new_stats, gradients))[0]
+
+    def _add_gradients(self, points, rows, carry, steps):
+        """Adds the weighted gradients of these steps; the rows of weights are for the points in turn."""
+        sums, stats = carry
+        step, frozen = self.step, self.state.stats
+
+        def losses(params):
+            params = eqx.combine(params, self.others)
+            return jax.vmap(lambda k: step.evaluate(params, frozen, step.data(k), k))(steps)
+
+        passes = [jax.vjp(losses, params, has_aux=True) for params in points]
+        totals = []
+        for index, (total, row) in enumerate(zip(sums, rows, strict=True)):
+            values, pull, _ = passes[index % len(points)]
+            totals.append(jax.tree.map(jnp.add, total, pull(row[steps - self.start].astype(values.dtype))[0]))
+        if jax.tree.leaves(stats):
+            follow = lambda stats, inputs: (self._statistics(points[0], inputs[0], inputs[1], stats), None)
+            stats = jax.lax.scan(follow, stats, (steps, passes[0][2]))[0]
+        return totals, stats
+
+    def _statistics(self, params, k, at_frozen, stats):
+        """Statistics after step `k`, to first order in their distance from the frozen ones: exact for running averages.
+
+        An average is linear in what it was, so the derivative leaves nothing of the network to evaluate.
+        """
+        floating = eqx.filter(stats, eqx.is_inexact_array)
+        if not jax.tree.leaves(floating):
+            return at_frozen
+        step, params = self.step, eqx.combine(params, self.others)
+        known, fixed = eqx.partition(self.state.stats, eqx.is_inexact_array)
+
+        def after(known):
+            new = step.evaluate(params, eqx.combine(known, fixed), step.data(k), k)[1]
+            return eqx.filter(new, eqx.is_inexact_array)
+
+        moved = jax.jvp(after, (known,), (jax.tree.map(jnp.subtract, floating, known),))[1]
+        floating, others = eqx.partition(at_frozen, eqx.is_inexact_array)
+        return eqx.combine(jax.tree.map(jnp.add, floating, moved), others)
+
+
+def _mixed(shares, first, last):
+    a, b = (share.astype(first.dtype).reshape(-1, *(1,) * (first.ndim - 1)) for share in shares)
+    return a * first + b * last
