@@ -4,7 +4,13 @@ import json
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+import gritax
+from gritax.cli._train import Train
 
 
 def _gritax(*arguments):
@@ -100,3 +106,17 @@ def test_train(tmp_path):
     assert figures["relative_distance"] < 1e-5
     assert 0 < figures["metrics"]["test error"] < 2
     assert figures["coarse_steps"] == "FrozenGradient(refresh=8)"
+
+
+@pytest.mark.parametrize("name", ["adder", "digits", "diabetes"])
+def test_train_uses_the_optimizer_of_the_problem(name):
+    def first_update(step, params):
+        ones = jax.tree.map(jnp.ones_like, params)
+        with jax.numpy_dtype_promotion("standard"):
+            return step.optimizer.update(ones, step.optimizer.init(params), params)[0]
+
+    usual = getattr(gritax.problems, name)()
+    of_command = Train(name)._problem(gritax.FrozenGradient()).step
+    wanted, found = (first_update(step, usual.state.params) for step in (usual.step, of_command))
+    for x, y in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
+        np.testing.assert_array_equal(x, y)

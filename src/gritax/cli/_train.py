@@ -81,8 +81,8 @@ class Train:
             raise ValueError(f"--rate must be positive, not {self.rate:g}.")
         named = self.optimizer or {"adder": "sgd", "digits": "adam", "diabetes": "momentum"}[self.problem]
         usual = {"sgd": 0.1, "momentum": 0.02, "nesterov": 0.02, "adam": 1e-3, "adamw-cosine": 1e-3}[named]
-        if self.problem == "adder":
-            usual /= 4
+        if "adam" not in named:  # whose steps do not depend on the scale of the loss
+            usual /= {"adder": 4, "digits": 1, "diabetes": 10}[self.problem]
         rate = usual if self.rate is None else self.rate
         optimizer = {
             "sgd": lambda: optax.sgd(rate),
