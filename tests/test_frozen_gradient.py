@@ -10,7 +10,7 @@ import pytest
 import small_problems as small
 
 import gritax
-from gritax.coarse._curvature import largest_kappa
+from gritax.coarse._curvature import largest_kappas
 
 
 _OPTIMIZERS = {
@@ -88,7 +88,7 @@ def test_kappa_is_rate_times_curvature():
     def kappa(optimizer, params):
         step = gritax.TrainStep(loss, optimizer, lambda step: None)
         states = jax.tree.map(lambda x: jnp.asarray(x)[None], step.init(params))
-        found, depth, work = largest_kappa(gritax.FrozenGradient(), step, states, np.zeros(1, np.int32), 16)
+        found, depth, work = largest_kappas(step, states, np.zeros(1, np.int32), 16, 16)
         assert depth == 14 and work == 14 * 16
         return found
 

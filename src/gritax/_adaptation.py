@@ -16,6 +16,7 @@ from ._relaxation import Points
 logger = logging.getLogger("gritax")
 
 _POINTS = 8
+_FIRST = 64
 
 
 def prepared(phi: Phi, num_steps: int) -> Phi:
@@ -27,9 +28,10 @@ def prepared(phi: Phi, num_steps: int) -> Phi:
 class Adaptation:
     """The evolution of a solve with coarse steps that suit it, and why they were changed.
 
-    phi may define `adapted(states, starts, num_steps) -> (phi or None, depth, work)`, with coarse steps for these states
-    (stacked) at the steps `starts` if they are to be others, and what it cost to choose them; `finer() -> phi or None`, with
-    closer ones; and `describe() -> str`.
+    phi may define `adapted(states, starts, num_steps, iteration) -> (phi or None, depth, work)`, with coarse steps for these
+    states (stacked) at the steps `starts` if they are to be others, and what it cost to choose them; `finer() -> phi or
+    None`, with closer ones; and `describe() -> str`. The states are those of the iterate after `iteration` iterations: the
+    initial guess for 0, the initial state alone for None.
     """
 
     def __init__(self, evolution: Evolution, floating: PyTree, clock: PyTree, num_steps: int, may_restart: bool):
@@ -38,7 +40,7 @@ class Adaptation:
         self.cost = Cost()
         self.restarts: list[str] = []
         one = jax.tree.map(lambda x: x[None], (floating, clock))
-        self._take(self._adapted(evolution, one, np.zeros(1, np.int32)))
+        self._take(self._adapted(evolution, one, np.zeros(1, np.int32), None))
 
     @property
     def method(self) -> Multigrid:
@@ -58,22 +60,36 @@ class Adaptation:
 
     def to_guess(self, cycle: Cycle, c: Points) -> bool:
         """Whether the nested guess `c` wants other coarse steps than those that made it, which are then taken."""
+        better = self._along(cycle, c, 0)
+        return self._take(better, "the curvature along the nested guess asks for shorter coarse steps")
+
+    def to_first_iterate(self, cycle: Cycle, c: Points) -> None:
+        """Lets phi choose coarse steps for the iterations to come, after the first."""
+        if self._take(self._along(cycle, c, 1)):
+            cycle.evolution = cycle.evolution.with_phi(self.evolution.phi)
+
+    def _along(self, cycle: Cycle, c: Points, iteration: int) -> Phi | None:
+        if optional(self.evolution.phi, "adapted") is None:
+            return None
         finest = cycle.hierarchy[0]
-        points = np.unique(np.linspace(1, finest.num_intervals, _POINTS).astype(np.int32))
+        # What an optimizer meets changes most at the start.
+        first = min(-(-_FIRST // finest.factor), finest.num_intervals)
+        points = np.unique(np.geomspace(first, finest.num_intervals, _POINTS).astype(np.int32))
         starts = points * np.int32(finest.factor)
         floating = cycle.evolution.natural(jax.tree.map(lambda x: x[points], c))
-        better = self._adapted(cycle.evolution, (floating, jax.vmap(cycle.evolution.clock)(jnp.asarray(starts))), starts)
-        return self._take(better, "the curvature along the nested guess asks for shorter coarse steps")
+        return self._adapted(
+            cycle.evolution, (floating, jax.vmap(cycle.evolution.clock)(jnp.asarray(starts))), starts, iteration
+        )
 
     def refine(self, reason: str) -> None:
         """Takes the finer coarse steps of phi."""
         self._take(self._finer(), reason)
 
-    def _adapted(self, evolution, states, starts) -> Phi | None:
+    def _adapted(self, evolution, states, starts, iteration) -> Phi | None:
         adapt = optional(evolution.phi, "adapted")
         if adapt is None:
             return None
-        phi, depth, work = adapt(evolution.merge(*states), starts, self.num_steps)
+        phi, depth, work = adapt(evolution.merge(*states), starts, self.num_steps, iteration)
         self.cost.depth += depth
         self.cost.work += work
         return phi

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ._adaptation import Adaptation
 from ._continuity import jumps
 from ._convergence import Monitor, Verdict
 from ._cycle import Cycle
@@ -47,8 +48,8 @@ class Progress:
 class Attempt:
     """The iterates of one attempt."""
 
-    def __init__(self, cycle: Cycle, monitor: Monitor, progress: Progress, began: float):
-        self.cycle, self.monitor, self.progress, self.began = cycle, monitor, progress, began
+    def __init__(self, cycle: Cycle, adaptation: Adaptation, monitor: Monitor, progress: Progress, began: float):
+        self.cycle, self.adaptation, self.monitor, self.progress, self.began = cycle, adaptation, monitor, progress, began
         self.reports: list[Iteration] = []
         self.discontinuous: bool | None = None
 
@@ -70,6 +71,8 @@ class Attempt:
                 c, relaxed = cycle.ascend(cycle.evolution.stored(u0), cycle.method.cycle), math.nan
             else:
                 c, relaxed = cycle.iterate(c, e)
+            if len(self.reports) == 1:
+                self.adaptation.to_first_iterate(cycle, c)
 
     def _report(self, norms: Norms, relaxed: Array | float) -> Verdict | None:
         number = len(self.reports)

@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from . import _relaxation as kernels
 from ._correction import keep_exact, restrict
-from ._evolution import Evolution, Phi, evaluations
+from ._evolution import Evolution, Phi, evaluations, optional
 from ._hierarchy import Hierarchy, Level, Multigrid
 from ._kernel import kernel
 from ._norms import residual_norm
@@ -24,9 +24,19 @@ class Cost:
     depth: int = 0
     work: int = 0
 
-    def add(self, phi: Phi, level: Level, in_sequence: int, lanes: int) -> None:
-        self.depth += in_sequence * evaluations(phi, "depth", level.stride)
-        self.work += in_sequence * lanes * evaluations(phi, "work", level.stride)
+    def add(self, phi: Phi, level: Level, points: np.ndarray, steps: int, times: int = 1) -> None:
+        """`times` times `steps` applications, one after the other, from these points of the level all together.
+
+        phi may define `cost(stride, starts) -> (depth, work)` for starts [sequence, lanes], if some steps cost more than others.
+        """
+        count = optional(phi, "cost")
+        if count is None or level.stride == 1:
+            depth = steps * evaluations(phi, "depth", level.stride)
+            work = steps * len(points) * evaluations(phi, "work", level.stride)
+        else:
+            depth, work = count(level.stride, np.minimum(points + np.arange(steps)[:, None], level.size - 1) * level.stride)
+        self.depth += times * depth
+        self.work += times * work
 
 
 @dataclass
@@ -47,8 +57,8 @@ class Cycle:
         finest = self.hierarchy[0]
         return finest.size if self.front >= finest.num_intervals else self.front * finest.factor
 
-    def _count(self, level: Level, in_sequence: int, lanes: int) -> None:
-        self.cost.add(self.evolution.phi, level, in_sequence, lanes)
+    def _count(self, level: Level, points: np.ndarray, steps: int, times: int = 1) -> None:
+        self.cost.add(self.evolution.phi, level, points, steps, times)
 
     def iterate(self, c: Points, e: Points) -> tuple[Points, Array]:
         """(corrected C-points of the finest level, residual norm before the correction), from its C-points and arrivals."""
@@ -76,7 +86,7 @@ class Cycle:
     def correct(self, level: Level, c: Points, e: Points, cycle: str) -> Points:
         """The C-points of `level` from the level below it: restrict, solve there, take its points."""
         coarse = self.hierarchy[level.index + 1]
-        self._count(coarse, 1, coarse.size)
+        self._count(coarse, np.arange(coarse.size), 1)
         g, coarse_c = restrict(coarse, self.evolution, c, e)
         return self.solve(coarse, coarse_c, g, cycle)
 
@@ -92,12 +102,12 @@ class Cycle:
     def relax_finest(self, c: Points, e: Points, sweeps: int) -> tuple[Points, Points, PyTree[Array]]:
         """`sweeps` times {C-relaxation, sweep}: C-points, arrivals, final state."""
         finest = self.hierarchy[0]
-        self._count(finest, sweeps * finest.factor, finest.num_intervals + (finest.tail > 0))
+        self._count(finest, _interval_starts(finest), finest.factor, sweeps)
         return kernels.relax_finest(finest, self.evolution, c, e, np.int32(sweeps))
 
     def relax_coarse(self, level: Level, c: Points, g: Points, sweeps: int, steps: int) -> tuple[Points, Points, Points]:
         """`sweeps` times {C-relaxation, sweep of `steps` applications}: C-points, arrivals, all that was reached."""
-        self._count(level, sweeps * steps, level.num_intervals + (level.tail > 0))
+        self._count(level, _interval_starts(level), steps, sweeps)
         return kernels.relax_coarse(level, self.evolution, c, g, np.int32(sweeps), np.int32(steps))
 
     def fill(self, level: Level, c: Points, g: Points) -> Points:
@@ -108,8 +118,12 @@ class Cycle:
     def march(self, c: Points, g: Points) -> Points:
         """All points of the coarsest level, step by step."""
         coarsest = self.hierarchy[-1]
-        self._count(coarsest, coarsest.size, 1)
+        self._count(coarsest, np.zeros(1, int), coarsest.size)
         return kernels.march(coarsest, self.evolution, c, g)
+
+
+def _interval_starts(level: Level) -> np.ndarray:
+    return np.arange(level.num_intervals + (level.tail > 0)) * level.factor
 
 
 @partial(kernel, static_argnums=0)

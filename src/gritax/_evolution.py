@@ -76,6 +76,11 @@ class Evolution:
     def phi(self) -> Phi:
         return self._aux[0].with_data(self._children[0])
 
+    def with_phi(self, phi: Phi) -> "Evolution":
+        """The same states and clocks with another phi."""
+        data = tuple(leaf for leaf in jax.tree.leaves(phi) if is_data(leaf))
+        return self.tree_unflatten((_Static(phi, "phi"), *self._aux[1:]), (data, self._children[1]))
+
     def with_clocks(self, table: PyTree[Array], spacing: int) -> "Evolution":
         return self.tree_unflatten((*self._aux[:-1], spacing), (self._children[0], table))
 

@@ -98,7 +98,7 @@ def solve(
             progress.restart(adaptation.restarts[-1])
             continue
         monitor = Monitor(tolerance, int(max_iterations), least_precise(floating), adaptation.can_refine)
-        attempt = Attempt(cycle, monitor, progress, began)
+        attempt = Attempt(cycle, adaptation, monitor, progress, began)
         c, final, verdict = attempt.run(floating, clock, c)
         if not verdict.restart:
             break

@@ -10,15 +10,17 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._norms import norm
+from ._replay import Replay
 from ._slow import at_rest
 
 
+SPAN = 64
 _PRODUCTS = 12
 _DRAIN = 256
 
 
-def largest_kappa(coarse: Any, step: Any, states: PyTree, starts: Array | np.ndarray, span: int) -> tuple[float, int, int]:
-    r"""($\kappa$ of one training step, the largest over the states; depth spent; work spent).
+def largest_kappas(step: Any, states: PyTree, starts: Array | np.ndarray, span: int, chunk: int) -> tuple[np.ndarray, int, int]:
+    r"""($\kappa$ of one training step at each of the states, stacked; depth spent; work spent).
 
     $\kappa$ is the largest eigenvalue of $P H$: $H$ the mean curvature of the loss over the minibatches of `span` steps, $P$
     what the optimizer makes of a gradient in the long run: learning rate over $1 - \beta$ for heavy ball, learning rate over
@@ -27,23 +29,23 @@ def largest_kappa(coarse: Any, step: Any, states: PyTree, starts: Array | np.nda
     By power iteration with the frozen-gradient step itself, so no optimizer need be known. After the `span` gradients it takes
     a few hundred steps without any, in which momentum spends what it holds.
     """
-    found = np.asarray(_power_iteration(coarse, step, states, starts, span)) / span
+    found = np.asarray(_power_iteration(step, states, starts, span, chunk)) / span
     evaluations = 2 + _PRODUCTS
-    return float(np.max(found)), evaluations, evaluations * span * len(found)
+    return found, evaluations, evaluations * span * len(found)
 
 
 @eqx.filter_jit
-def _power_iteration(coarse, step, states, starts, span):
+def _power_iteration(step, states, starts, span, chunk):
     arrays, constants = eqx.partition(states, eqx.is_array)
 
     def at(arrays, start):
         state = eqx.combine(arrays, constants)
         # Moments that are still empty would make any gradient look small; a few at these parameters fill them.
-        state = state._replace(opt_state=coarse.block(step, state, start, span).opt_state)
+        state = state._replace(opt_state=_replayed(step, state, start, span, chunk).opt_state)
         params, others = step.split(state.params)
 
         def moved(params):
-            after = coarse.block(step, state._replace(params=eqx.combine(params, others)), start + span, span)
+            after = _replayed(step, state._replace(params=eqx.combine(params, others)), start + span, span, chunk)
             return at_rest(step, after, _DRAIN)
 
         here = moved(params)
@@ -64,3 +66,7 @@ def _power_iteration(coarse, step, states, starts, span):
         return jax.lax.scan(product, jax.tree.unflatten(structure, first), length=_PRODUCTS)[1][-1]
 
     return jax.vmap(at)(arrays, jnp.asarray(starts))
+
+
+def _replayed(step, state, start, span, chunk):
+    return Replay(step, state, start, span, chunk)(step.split(state.params)[0])

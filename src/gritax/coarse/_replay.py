@@ -21,10 +21,13 @@ class Replay:
     """
 
     def __init__(self, step: Any, state: PyTree, start: Array, length: int, chunk: int):
-        self.step, self.state, self.start, self.length, self.chunk = step, state, start, length, chunk
+        self.step, self.state, self.start, self.length = step, state, start, length
         self.params, self.others = step.split(state.params)
         optimizer = linear(step.optimizer, self.params)
         self.linear = optimizer and LinearSteps(optimizer, step.optimizer, self.params, state.opt_state, length)
+        # Of steps that all train on the same data one gradient is enough, for a sum in one piece.
+        self.alike = not jax.tree.leaves(state.stats) and step.same_data()
+        self.chunk = length if self.alike and self.linear else chunk
 
     def __call__(self, *params: PyTree) -> PyTree:
         """The state after the steps, with the gradients at `params`.
@@ -67,7 +70,8 @@ class Replay:
 
         def at(params):
             params = eqx.combine(params, self.others)
-            return jax.vmap(lambda k: step.gradient(params, stats, step.data(k), k))(steps)
+            found = jax.vmap(lambda k: step.gradient(params, stats, step.data(k), k))(steps[:1] if self.alike else steps)
+            return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(steps), *x.shape[1:])), found) if self.alike else found
 
         (values, new_stats), gradients = at(points[0])
         if len(points) == 2:
@@ -90,13 +94,15 @@ class Replay:
 
         def losses(params):
             params = eqx.combine(params, self.others)
-            return jax.vmap(lambda k: step.evaluate(params, frozen, step.data(k), k))(steps)
+            return jax.vmap(lambda k: step.evaluate(params, frozen, step.data(k), k))(steps[:1] if self.alike else steps)
 
         passes = [jax.vjp(losses, params, has_aux=True) for params in points]
         totals = []
         for index, (total, row) in enumerate(zip(sums, rows, strict=True)):
             values, pull, _ = passes[index % len(points)]
-            totals.append(jax.tree.map(jnp.add, total, pull(row[steps - self.start].astype(values.dtype))[0]))
+            weights = row[steps - self.start].astype(values.dtype)
+            weights = jnp.sum(weights, keepdims=True) if self.alike else weights
+            totals.append(jax.tree.map(jnp.add, total, pull(weights)[0]))
         if jax.tree.leaves(stats):
             follow = lambda stats, inputs: (self._statistics(points[0], inputs[0], inputs[1], stats), None)
             stats = jax.lax.scan(follow, stats, (steps, passes[0][2]))[0]

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from .._arguments import require_whole
 from .._hierarchy import Multigrid
-from ._curvature import largest_kappa
+from ._curvature import SPAN, largest_kappas
 from ._linear import linear
 from ._replay import Replay
 from ._slow import memory
@@ -20,7 +20,6 @@ from ._slow import memory
 
 _KAPPA = 1.5
 _LARGEST = 1024
-_SPAN = 64
 _FACTOR = 4
 
 
@@ -85,42 +84,42 @@ class FrozenGradient:
         length = self.length(stride)
         whole, rest = divmod(stride, length)
         if whole == 1:
-            state = self.block(step, state, start, length)
+            state = self._block(step, state, start, length)
         else:
             # Loops carry arrays only; a model may hold functions as well.
             arrays, constants = eqx.partition(state, eqx.is_array)
 
             def advance(j, arrays):
-                return eqx.filter(self.block(step, eqx.combine(arrays, constants), start + j * length, length), eqx.is_array)
+                return eqx.filter(self._block(step, eqx.combine(arrays, constants), start + j * length, length), eqx.is_array)
 
             state = eqx.combine(jax.lax.fori_loop(jnp.int32(0), jnp.int32(whole), advance, arrays), constants)
-        return self.block(step, state, start + whole * length, rest) if rest else state
+        return self._block(step, state, start + whole * length, rest) if rest else state
 
-    def block(self, step, state, start, length):
+    def _block(self, step, state, start, length):
         """`length` steps with the gradients at `state`."""
         return Replay(step, state, start, length, self.chunk)(step.split(state.params)[0])
 
     def adapted(
-        self, step: Any, states: PyTree, starts: Array | np.ndarray, num_steps: int
+        self, step: Any, states: PyTree, starts: np.ndarray, num_steps: int, iteration: int | None
     ) -> tuple["FrozenGradient", int, int]:
         """(this step with a refresh for these states, depth and work spent); never a longer refresh than before."""
-        if self.refresh is not None:
+        if self.refresh is not None or iteration:
             return self, 0, 0
         most = min(_LARGEST, max(num_steps // 8, 1))
-        span = min(_SPAN, max(num_steps // 2, 1))
+        span = min(SPAN, max(num_steps // 2, 1))
         # Twice the span of data is looked at, all of it that of steps that there are.
         starts = np.clip(starts, 0, max(num_steps - 2 * span, 0))
-        found, depth, work = largest_kappa(self, step, states, starts, span)
-        if not math.isfinite(found):
-            found = 1.0
-        refresh = 2 ** int(min(math.log2(most), max(math.log2(_KAPPA / max(found, 1e-9)), 0)))
+        found, depth, work = largest_kappas(step, states, starts, span, self.chunk)
+        largest = float(np.max(np.where(np.isfinite(found), found, 1.0)))
+        refresh = 2 ** int(min(math.log2(most), max(math.log2(_KAPPA / max(largest, 1e-9)), 0)))
         if self._chosen:
             refresh, m_0 = min(refresh, self._chosen.refresh), self._chosen.m_0
         else:
             params = jax.tree.map(lambda x: x[0], step.split(states.params)[0])
             lasting = memory(step.optimizer, params) if linear(step.optimizer, params) else 1
             m_0 = max(_FACTOR, 2 ** math.ceil(math.log2(lasting)))
-        return replace(self, _chosen=_Chosen(refresh, min(m_0, max(most, 2)))), depth, work
+        chosen = _Chosen(refresh, min(m_0, max(most, 2)))
+        return (self if chosen == self._chosen else replace(self, _chosen=chosen)), depth, work
 
     def finer(self) -> "FrozenGradient | None":
         """With half the refresh, if it was not the caller's and there is something left to halve."""

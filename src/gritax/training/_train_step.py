@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, PyTree, Scalar
 
 from .._arguments import require_key
@@ -107,6 +109,13 @@ class TrainStep(eqx.Module):
         """`batch(step)`, with an error that says so if it needs the value of a traced step."""
         return traced("batch(step)", "step", lambda _, step: self.batch(step), None, step)
 
+    def same_data(self) -> bool:
+        """Whether all steps train on the same data, with no key of their own."""
+        if self.key is not None:
+            return False
+        jaxpr = jax.make_jaxpr(lambda step: jax.tree.leaves(self.data(step)))(jax.ShapeDtypeStruct((), jnp.int32)).jaxpr
+        return not any(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1])
+
     def evaluate(self, params: PyTree, stats: PyTree, batch: PyTree, step: Array) -> tuple[Scalar, PyTree]:
         """(loss, new statistics) on `batch`, with the key of `step`."""
         before = (params, stats) if self.has_aux else (params,)
@@ -153,11 +162,13 @@ class TrainStep(eqx.Module):
         tabulated = getattr(self.batch, "tabulated", None)
         return self if tabulated is None else eqx.tree_at(lambda step: step.batch, self, tabulated(num_steps))
 
-    def adapted(self, states: TrainState, starts: Array | np.ndarray, num_steps: int) -> tuple["TrainStep | None", int, int]:
+    def adapted(
+        self, states: TrainState, starts: np.ndarray, num_steps: int, iteration: int | None
+    ) -> tuple["TrainStep | None", int, int]:
         """(this step with another coarse propagator for `states`, stacked, at the steps `starts`; depth and work spent)."""
         adapt = getattr(self.coarse, "adapted", None)
-        coarse, depth, work = (self.coarse, 0, 0) if adapt is None else adapt(self, states, starts, num_steps)
-        return None if coarse == self.coarse else self._with(coarse), depth, work
+        coarse, depth, work = (self.coarse, 0, 0) if adapt is None else adapt(self, states, starts, num_steps, iteration)
+        return None if coarse is self.coarse else self._with(coarse), depth, work
 
     def finer(self) -> "TrainStep | None":
         """With a coarse propagator closer to the training steps, to try after a failure; None if there is none."""
@@ -177,6 +188,13 @@ class TrainStep(eqx.Module):
 
     def work(self, stride: int) -> int:
         return 1 if stride == 1 else self.coarse.work(stride)
+
+    def cost(self, stride: int, starts: np.ndarray) -> tuple[int, int]:
+        """(depth, work) of the steps from `starts`, [sequence, lanes], the lanes together."""
+        cost = getattr(self.coarse, "cost", None)
+        if cost is None:
+            return len(starts) * self.depth(stride), starts.size * self.work(stride)
+        return cost(stride, starts)
 
     def method(self, num_steps: int) -> Multigrid:
         """The multigrid method that suits the coarse propagator."""

@@ -1,0 +1,183 @@
+"""The stabilised coarse step: stages of gradient descent on the union of the minibatches that it stands for."""
+
+import itertools
+import math
+from numbers import Real
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .._arguments import require_whole
+from .._hierarchy import Multigrid
+from ._curvature import SPAN, largest_kappas
+from ._replay import Replay
+from ._slow import at_rest, memory
+from ._linear import linear
+from ._stages import Curvature, chebyshev, reach, stages
+
+
+_EARLY = 1.15
+_MARGIN = 1.15
+_STABLE = 2.0
+_MORE = 1.5
+_FEWEST = 6
+_FACTOR = 4
+_LARGEST_MARGIN = 20.0
+
+
+class Stabilized(eqx.Module):
+    r"""$z' = -\sum_k \nabla \mathrm{loss}(z, \mathrm{batch}(k))$ by damped Runge-Kutta-Chebyshev stages, for any stride.
+
+    A coarse step of M training steps is one long step along the gradients of all M minibatches. Its length is limited by the
+    largest curvature, $\kappa$ a training step, to $M \kappa \le 1.87 s^2$ with s evaluations, where `FrozenGradient` reaches
+    2 s with as many. So the depth of a solve grows like the root of the number of training steps.
+
+    What takes the long step is not the parameters but the *slow variable* z of the optimizer: where they come to rest if no more
+    gradients come. For heavy ball that is $w - \alpha \beta / (1 - \beta) v$, which descends by itself; for any optimizer it is
+    found by steps with gradients of zero. Each stage replays the optimizer's own M updates with gradients at the stage. One more
+    evaluation, with gradients interpolated between the first and the last z, then gives moments and parameters. Without
+    momentum z is w, and there is none.
+
+    Where one stage is enough, the step is that of `FrozenGradient`. The number of stages is that of the largest
+    curvature within the coarse step, measured at the initial state and again after the first iteration along the run, where it
+    usually has fallen.
+
+    A depth of s, with momentum s + 1; a work of `stride` for each evaluation.
+
+    **Arguments**
+
+    - `kappa`: learning rate times largest curvature, of one training step (over $1 - \beta$ with momentum, with the
+      root of the second moment in it for Adam). `None` measures it, and tries half as much again if the solve diverges.
+    - `chunk`: at most so many gradients of a coarse step are held at a time; those of one chunk are evaluated as one batch.
+
+    Raises `ValueError` for a `kappa` that is not positive and for a `chunk` below 1 or not whole.
+
+    >>> import gritax
+    >>> coarse = gritax.Stabilized(kappa=0.1)
+    >>> [coarse.depth(stride) for stride in (4, 16, 64, 1024)]
+    [1, 1, 2, 8]
+    """
+
+    kappa: float | None = eqx.field(static=True)
+    chunk: int = eqx.field(static=True)
+    _margin: float = eqx.field(static=True)
+    _chosen: "_Chosen"
+
+    def __init__(self, kappa: float | None = None, *, chunk: int = 16, _margin: float = _MARGIN, _chosen=None):
+        if kappa is not None and (isinstance(kappa, bool) or not isinstance(kappa, Real) or not 0 < kappa < math.inf):
+            raise ValueError(f"kappa, the learning rate times the largest curvature, must be positive, not {kappa!r}.")
+        require_whole("chunk", chunk, 1)
+        self.kappa, self.chunk, self._margin = kappa, chunk, _margin
+        self._chosen = _chosen or _Chosen.of(kappa)
+
+    def _with(self, chosen: "_Chosen", margin: float | None = None) -> "Stabilized":
+        return Stabilized(self.kappa, chunk=self.chunk, _margin=margin or self._margin, _chosen=chosen)
+
+    def depth(self, stride: int) -> int:
+        return self.cost(stride, np.zeros((1, 1), np.int32))[0]
+
+    def work(self, stride: int) -> int:
+        return self.cost(stride, np.zeros((1, 1), np.int32))[1]
+
+    def cost(self, stride: int, starts: np.ndarray) -> tuple[int, int]:
+        """(depth, work) of coarse steps from `starts`, [sequence, lanes]: lanes wait for the one with most stages."""
+        if stride <= self._chosen.single:
+            return len(starts), starts.size * stride
+        closing = self._chosen.lasting > 1
+        most = np.max(stages(self._chosen.curvature.within(starts, stride) * stride), axis=1)
+        return int(np.sum(most + closing)), int(np.sum(most + 2 * closing)) * starts.shape[1] * stride
+
+    def method(self, num_steps: int) -> Multigrid:
+        """Factors of 4 to the longest stride that takes one stage, and on from there to a few steps on the coarsest level.
+
+        With momentum the first interval is long enough for a velocity to decay in it, and as long as its stages reach.
+        """
+        kappa, first, most = self._chosen.curvature.largest, self._chosen.first_factor, max(num_steps // _FEWEST, 2)
+        count = next(s for s in itertools.count(1) if reach(s, kappa) >= first)
+        factors = [min(first if count == 1 else reach(count, kappa), most)] if first > 1 else []
+        while (left := min(reach(1, kappa), most) // math.prod(factors)) > 1:
+            factors.append(min(_FACTOR, left))
+        while num_steps // (math.prod(factors) * _FACTOR) >= _FEWEST:
+            factors.append(_FACTOR)
+        return Multigrid(coarsening=tuple(factors) or _FACTOR)
+
+    def __call__(self, step: Any, state: PyTree, start: Array, stride: int) -> PyTree:
+        replay = Replay(step, state, start, stride, self.chunk)
+        params, others = step.split(state.params)
+        if stride <= self._chosen.single:
+            return replay(params)
+        lasting = self._chosen.lasting
+
+        def slow(state):
+            return at_rest(step, state, 3 * lasting) if lasting > 1 else step.split(state.params)[0]
+
+        z = slow(state)
+
+        def evaluate(y):
+            after = replay(y)
+            return jax.tree.map(lambda x, y: x - y, slow(after), z), eqx.filter(after, eqx.is_array)
+
+        end, after = chebyshev(evaluate, z, stages(self._chosen.curvature.within(start, stride) * stride))
+        if lasting == 1:
+            after = eqx.combine(after, eqx.filter(state, eqx.is_array, inverse=True))
+            return after._replace(params=eqx.combine(end, others))
+        last = replay(params, end)
+        params = jax.tree.map(lambda z, w, rest: z + (w - rest), end, step.split(last.params)[0], slow(last))
+        return last._replace(params=eqx.combine(params, others))
+
+    def adapted(
+        self, step: Any, states: PyTree, starts: np.ndarray, num_steps: int, iteration: int | None
+    ) -> tuple["Stabilized", int, int]:
+        """(this step with the curvature at these states, depth and work spent)."""
+        if iteration is None:
+            params = jax.tree.map(lambda x: x[0], step.split(states.params)[0])
+            lasting = memory(step.optimizer, params)
+            # A velocity is to have decayed within an interval; where it is divided by the root of a second moment, it is small.
+            first = 1 if lasting == 1 else 2 * lasting if linear(step.optimizer, params) else 2 * _FACTOR
+            self = self._with(_Chosen.of(self.kappa, lasting, first))
+        # The nested guess is too far from the trajectory: what it meets says nothing.
+        if self.kappa is not None or iteration == 0:
+            return self, 0, 0
+        span = min(SPAN, max(num_steps // 2, 1))
+        found, depth, work = largest_kappas(step, states, np.clip(starts, 0, max(num_steps - 2 * span, 0)), span, self.chunk)
+        found = np.where(np.isfinite(found), found, 1.0) * self._margin
+        if iteration is None:
+            return self._with(self._chosen.along(starts, found * _EARLY)), depth, work
+        starts, found = np.append(0, starts), np.append(self._chosen.curvature.kappas[0] / _EARLY, found)
+        return self._with(self._chosen.along(starts, found)), depth, work
+
+    def finer(self) -> "Stabilized | None":
+        """For half as much curvature again as was found, if it was not the caller's."""
+        if self.kappa is not None or self._margin > _LARGEST_MARGIN:
+            return None
+        more = self._chosen.along(np.zeros(1, np.int32), np.full(1, _MORE * self._chosen.curvature.largest))
+        return self._with(more, _MORE * self._margin)
+
+    def __str__(self) -> str:
+        if not self._chosen.curvature.largest:
+            return "Stabilized()"
+        used = self._chosen.curvature.kappas[self._chosen.curvature.kappas > 0]
+        return f"Stabilized, kappa {used.max():.2g} to {used.min():.2g} a training step"
+
+
+class _Chosen(eqx.Module):
+    """What is known of a run: its curvature, the longest stride that takes one stage, how long the optimizer remembers."""
+
+    curvature: Curvature
+    single: int = eqx.field(static=True)
+    lasting: int = eqx.field(static=True)
+    first_factor: int = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, kappa: float | None, lasting: int = 1, first_factor: int = 1) -> "_Chosen":
+        nothing = np.zeros(1)
+        return cls(Curvature.along(nothing, nothing), 2**30, lasting, first_factor).along(nothing, np.full(1, kappa or 0.0))
+
+    def along(self, steps: np.ndarray, kappas: np.ndarray) -> "_Chosen":
+        """With the curvature at these steps. Strides keep their one stage as long as that is stable: the programs are the same."""
+        most = float(np.max(kappas))
+        single = self.single if self.single * most <= _STABLE else reach(1, most)
+        return _Chosen(Curvature.along(steps, kappas), max(single, 1), self.lasting, self.first_factor)
