@@ -91,6 +91,7 @@ def test_steps():
         (lambda: gritax.data.Epochs((), 2, _KEY), "arrays holds no array"),
         (lambda: gritax.data.Epochs(jnp.arange(3), 2, 0), "key must be one JAX random key"),
         (lambda: gritax.data.Epochs(jnp.arange(3), 2, _KEY, remainder="pad"), 'remainder must be "drop" or "fill"'),
+        (lambda: gritax.data.Epochs(jnp.zeros(2**21, bool), 2**10, None, remainder="fill"), "counts in int32"),
         (lambda: gritax.data.Epochs(jnp.arange(3), 2, _KEY).steps(0), "epochs must be"),
     ],
 )

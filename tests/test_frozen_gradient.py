@@ -148,3 +148,16 @@ def test_a_refresh_of_the_callers_is_kept_and_its_divergence_is_an_error():
 def test_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_guess_that_overflows_is_made_again_with_a_quarter():
+    """Warm-up: at its start the curvature is small, and the refresh it asks for is far too long later."""
+    loss = lambda w, x: jnp.sum(5 * (w - x) ** 2 + w**4)
+    rate = optax.warmup_cosine_decay_schedule(0.0, 0.002, 2000, 4000)
+    with jax.numpy_dtype_promotion("standard"):
+        batch = lambda step: 0.3 * jnp.sin(1.7 * jnp.asarray(step, float)) * jnp.ones(3)
+        step = gritax.TrainStep(loss, optax.sgd(rate), batch)
+        state = step.init(jnp.ones(3))
+        solution = gritax.solve(step, state, 4000)
+        assert solution.restarts and solution.depth < 1000
+        assert small.relative_error(step, state, 4000, solution) <= 1e-6

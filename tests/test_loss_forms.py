@@ -265,3 +265,31 @@ def _impure(make):
 def test_refused(make, message):
     with jax.numpy_dtype_promotion("standard"), pytest.raises(ValueError, match=message):
         gritax.solve(*make(), 64)
+
+
+def test_numbers_of_a_model_stay_as_they_are():
+    """A dropout rate is a Python float: a constant, no weight, though it stands among weights."""
+
+    class Model(eqx.Module):
+        first: eqx.nn.Linear
+        dropout: eqx.nn.Dropout
+        last: eqx.nn.Linear
+
+        def __call__(self, x, key):
+            return self.last(self.dropout(jnp.tanh(self.first(x)), key=key))
+
+    def loss(model, batch, key):
+        x, y = batch
+        return jnp.mean((jax.vmap(model)(x, jax.random.split(key, len(x))) - y) ** 2)
+
+    keys = jax.random.split(jax.random.key(3))
+    model = Model(eqx.nn.Linear(3, 8, key=keys[0]), eqx.nn.Dropout(0.25), eqx.nn.Linear(8, 1, key=keys[1]))
+    step = gritax.TrainStep(loss, optax.adam(1e-3), small.batches(), gritax.FrozenGradient(8), key=jax.random.key(1))
+    with jax.numpy_dtype_promotion("standard"):
+        state = step.init(model)
+        solution = gritax.solve(step, state, 128, gritax.Multigrid((8,)))
+        serial = gritax.solve_serial(step, state, 128)
+    assert solution.params.dropout.p == 0.25 and isinstance(solution.params.dropout.p, float)
+    weights = lambda model: eqx.filter(model, eqx.is_array)
+    error = small.distance(weights(solution.params), weights(serial.params))
+    assert error <= 1e-6 * small.distance(weights(serial.params), weights(model))

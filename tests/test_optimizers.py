@@ -59,6 +59,41 @@ _OPTIMIZERS = {
 }
 
 
+def _matrices(params):
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
+
+# What does not run on one number a leaf: masks and labels by shape, masks of elements, keys in the state.
+_NOT_BY_NUMBER = {
+    "labels by shape": optax.multi_transform(
+        {"matrix": optax.sgd(0.004, momentum=0.8), "vector": optax.sgd(0.02)},
+        lambda params: jax.tree.map(lambda x: "matrix" if x.ndim > 1 else "vector", params),
+    ),
+    "masked by shape": optax.chain(optax.masked(optax.trace(0.8), _matrices), optax.sgd(0.004)),
+    "pruned": optax.chain(
+        optax.sgd(0.02),
+        optax.stateless(lambda updates, params: {**updates, "v": updates["v"] * (jnp.arange(8) % 2)[:, None]}),
+    ),
+    "noise": optax.noisy_sgd(0.02, eta=1e-4, key=0),
+}
+
+
+@pytest.mark.parametrize("name", _NOT_BY_NUMBER)
+def test_what_does_not_run_on_single_numbers_trains_as_in_series(name):
+    step = gritax.TrainStep(small.loss, _NOT_BY_NUMBER[name], small.batches(), gritax.FrozenGradient(8))
+    state = step.init(small.params())
+    solution = gritax.solve(step, state, 64, gritax.Multigrid((4,)))
+    assert solution.iterations <= 6
+    assert small.relative_error(step, state, 64, solution) <= 1e-6
+
+
+def test_rates_that_part_late_are_two_sums():
+    """One group's rate falls where the other's stays, after a few thousand steps."""
+    falling = optax.sgd(optax.piecewise_constant_schedule(0.1, {2000: 0.1}))
+    found = linear(optax.multi_transform({"fast": optax.sgd(0.1), "slow": falling}, _by_group), small.params())
+    assert found is not None and found.num_sums == 2
+
+
 def _step(optimizer, refresh=8, **options):
     step = gritax.TrainStep(small.loss, optimizer, small.batches(), gritax.FrozenGradient(refresh), **options)
     return step, step.init(small.params())
@@ -163,7 +198,12 @@ def test_linear_optimizers_need_one_or_two_sums_of_gradients(optimizer, sums, la
         optax.adam(0.1),
         optax.chain(optax.clip(1.0), optax.sgd(0.1)),
         optax.chain(optax.centralize(), optax.sgd(0.1)),
+        # However small its updates are, at once or for a while.
+        optax.chain(optax.centralize(), optax.sgd(1e-5)),
+        optax.chain(optax.centralize(), optax.sgd(optax.warmup_cosine_decay_schedule(0.0, 0.05, 1000, 5000))),
+        optax.chain(optax.add_decayed_weights(1e-4, mask=_matrices), optax.sgd(0.1)),
         optax.chain(optax.sgd(0.1, momentum=0.9), _average_of_weights(0.9)),
+        *_NOT_BY_NUMBER.values(),
     ],
 )
 def test_what_is_not_linear_element_by_element_is_replayed(optimizer):

@@ -61,7 +61,7 @@ class Adaptation:
     def to_guess(self, cycle: Cycle, c: Points) -> bool:
         """Whether the nested guess `c` wants other coarse steps than those that made it, which are then taken."""
         better = self._along(cycle, c, 0)
-        return self._take(better, "the curvature along the nested guess asks for shorter coarse steps")
+        return self._take(better, "the nested guess asks for shorter coarse steps")
 
     def to_first_iterate(self, cycle: Cycle, c: Points) -> None:
         """Lets phi choose coarse steps for the iterations to come, after the first."""

@@ -25,9 +25,9 @@ class Cost:
     work: int = 0
 
     def add(self, phi: Phi, level: Level, points: np.ndarray, steps: int, times: int = 1) -> None:
-        """`times` times `steps` applications, one after the other, from these points of the level all together.
+        """`times` times `steps` applications one after the other, from all these points of the level together.
 
-        phi may define `cost(stride, starts) -> (depth, work)` for starts [sequence, lanes], if some steps cost more than others.
+        phi may define `cost(stride, starts) -> (depth, work)`, starts [sequence, lanes], if steps differ in what they cost.
         """
         count = optional(phi, "cost")
         if count is None or level.stride == 1:

@@ -15,8 +15,9 @@ _SMALL = 2**15
 _QUICK = {"xla_cpu_use_fusion_emitters": False}
 
 
-# Every phi has programs of its own, a few hundred memory maps each. Linux allows 65,530, and XLA crashes beyond.
-_MOST_PHIS = 16
+# Every phi, and every number of steps, has programs of its own, a few hundred memory maps each. Linux allows 65,530, and XLA
+# crashes beyond.
+_MOST_RUNS = 16
 _kernels: list = []
 _known: set[Hashable] = set()
 
@@ -27,15 +28,15 @@ def kernel(function: Callable, **options) -> Any:
     return _kernels[-1]
 
 
-def make_room(phi: Hashable) -> None:
-    """Forgets the programs of all earlier phis once there are too many; those of `phi` are about to be compiled."""
-    if phi in _known:
+def make_room(run: Hashable) -> None:
+    """Forgets the programs of all earlier runs once there are too many; those of `run` are about to be compiled."""
+    if run in _known:
         return
-    if len(_known) >= _MOST_PHIS:
+    if len(_known) >= _MOST_RUNS:
         for each in _kernels:
             each.clear_cache()
         _known.clear()
-    _known.add(phi)
+    _known.add(run)
 
 
 @cache

@@ -37,8 +37,9 @@ def found_once(find: Callable[[Any, PyTree], Any]) -> Callable[[Any, PyTree], An
         leaves, structure = jax.tree.flatten(params)
         shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
         try:
-            return remembered(optimizer, structure, shapes)
-        except TypeError:  # an optimizer that is not hashable
+            hash((optimizer, structure))
+        except TypeError:
             return at_once(optimizer, structure, shapes)
+        return remembered(optimizer, structure, shapes)
 
     return found

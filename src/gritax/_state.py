@@ -23,16 +23,23 @@ def is_data(leaf) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | np.generic)
 
 
-def as_arrays(state: PyTree) -> PyTree:
-    """The state with its numbers as strongly typed arrays; flags, strings and functions stay as they are."""
+def is_number(leaf) -> bool:
+    return isinstance(leaf, int | float | complex) and not isinstance(leaf, bool | np.generic)
 
-    def convert(leaf):
-        if is_data(leaf) or (isinstance(leaf, int | float | complex) and not isinstance(leaf, bool)):
+
+def as_arrays(state: PyTree, constant: PyTree | None = None) -> PyTree:
+    """The state with its numbers as strongly typed arrays; flags, strings and functions stay as they are.
+
+    So do the leaves that `constant`, a pytree of bools, marks.
+    """
+
+    def convert(leaf, is_constant=False):
+        if not is_constant and (is_data(leaf) or is_number(leaf)):
             array = jnp.asarray(leaf)
             return jax.lax.convert_element_type(array, array.dtype)
         return leaf
 
-    return jax.tree.map(convert, state)
+    return jax.tree.map(convert, state) if constant is None else jax.tree.map(convert, state, constant)
 
 
 def called(name: str, argument: str, function: Callable[[PyTree, Any], PyTree], state: PyTree, step: Any) -> PyTree:
@@ -41,7 +48,9 @@ def called(name: str, argument: str, function: Callable[[PyTree, Any], PyTree], 
     Costs nothing once compiled: it looks while JAX traces. Raises ValueError, naming the leaf, if structure, shape or dtype
     change, and as `traced` does.
     """
-    out = as_arrays(traced(name, argument, function, state, step))
+    out = traced(name, argument, function, state, step)
+    same = jax.tree.structure(out) == jax.tree.structure(state)
+    out = as_arrays(out, jax.tree.map(is_number, state) if same else None)
     _require_like(name, out, state)
     return out
 

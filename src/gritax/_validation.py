@@ -1,7 +1,9 @@
 """What `solve` asks of the user's phi before it runs it for long: one step."""
 
 import inspect
+import logging
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,10 @@ from jaxtyping import Array, PyTree
 from ._arguments import require_whole
 from ._evolution import Evolution, Phi, optional
 from ._kernel import kernel, make_room
-from ._state import as_arrays, at_leaf
+from ._state import as_arrays, at_leaf, is_data, is_number
+
+
+logger = logging.getLogger("gritax")
 
 
 def validated(phi: Phi, state: PyTree, num_steps: int) -> tuple[Evolution, PyTree, PyTree[Array]]:
@@ -21,11 +26,11 @@ def validated(phi: Phi, state: PyTree, num_steps: int) -> tuple[Evolution, PyTre
     if not callable(phi):
         raise ValueError(f"phi must be callable as phi(state, start, stride); {phi!r} is not callable.")
     _require_three_arguments(phi)
-    state = as_arrays(state)
+    state = as_arrays(state, _constant(phi, state))
     _require_concrete("state", state)
     _require_concrete("phi", phi)
     evolution = Evolution(phi, state)
-    make_room(jax.tree.structure(evolution))
+    make_room((jax.tree.structure(evolution), num_steps))
     floating, clock = evolution.split(state)
     if not jax.tree.leaves(floating):
         raise ValueError("state has no floating-point array: there is nothing to solve for.")
@@ -37,6 +42,21 @@ def validated(phi: Phi, state: PyTree, num_steps: int) -> tuple[Evolution, PyTre
     _require_concrete("phi", after)
     require_finite("phi(state, 0, 1)", after, "Lower the learning rate, or look at the loss and data of step 0.")
     return evolution, floating, clock
+
+
+def _constant(phi: Phi, state: PyTree) -> PyTree:
+    """Which leaves are numbers, beside arrays, that phi gives back as they were: a model's dropout rate, say."""
+    leaves, structure = jax.tree.flatten(state)
+    nothing = [False] * len(leaves)
+    if not (any(map(is_number, leaves)) and any(map(is_data, leaves))):
+        return jax.tree.unflatten(structure, nothing)
+    try:
+        after = jax.tree.leaves(eqx.filter_eval_shape(lambda state, start: phi(state, start, 1), state, jnp.int32(0)))
+    except Exception as error:  # whatever is wrong with phi is told by the first step
+        logger.debug("phi does not take the state as it is", exc_info=error)
+        after = nothing
+    same = [is_number(x) and x is y for x, y in zip(leaves, after, strict=True)] if len(after) == len(leaves) else nothing
+    return jax.tree.unflatten(structure, same)
 
 
 def _require_concrete(name: str, tree: PyTree) -> None:

@@ -68,6 +68,11 @@ class Epochs(eqx.Module):
             raise ValueError(
                 f"batch_size is {batch_size}, but there are only {self.num_examples} examples: lower it, or repeat examples."
             )
+        if remainder == "fill" and self.num_examples * batch_size >= 2**31:
+            raise ValueError(
+                f'remainder="fill" counts in int32, too short for {self.num_examples} examples in batches of {batch_size}: use '
+                'remainder="drop".'
+            )
         self.batch_size, self.key, self.remainder, self._order = int(batch_size), key, remainder, None
 
     @property

@@ -1,6 +1,7 @@
 """How stiff training is for a coarse step that freezes its gradients."""
 
 import math
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._kernel import kernel
 from .._norms import norm
 from ._replay import Replay
 from ._slow import at_rest
@@ -29,13 +31,16 @@ def largest_kappas(step: Any, states: PyTree, starts: Array | np.ndarray, span: 
     By power iteration with the frozen-gradient step itself, so no optimizer need be known. After the `span` gradients it takes
     a few hundred steps without any, in which momentum spends what it holds.
     """
-    found = np.asarray(_power_iteration(step, states, starts, span, chunk)) / span
+    arrays, constants = eqx.partition((step, states), eqx.is_array)
+    leaves, structure = jax.tree.flatten(constants)
+    found = np.asarray(_power_iteration(arrays, jnp.asarray(starts), tuple(leaves), structure, span, chunk)) / span
     evaluations = 2 + _PRODUCTS
     return found, evaluations, evaluations * span * len(found)
 
 
-@eqx.filter_jit
-def _power_iteration(step, states, starts, span, chunk):
+@partial(kernel, static_argnums=(2, 3, 4, 5))
+def _power_iteration(arrays, starts, constants, structure, span, chunk):
+    step, states = eqx.combine(arrays, jax.tree.unflatten(structure, constants))
     arrays, constants = eqx.partition(states, eqx.is_array)
 
     def at(arrays, start):
@@ -65,7 +70,7 @@ def _power_iteration(step, states, starts, span, chunk):
         first = [jax.random.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
         return jax.lax.scan(product, jax.tree.unflatten(structure, first), length=_PRODUCTS)[1][-1]
 
-    return jax.vmap(at)(arrays, jnp.asarray(starts))
+    return jax.vmap(at)(arrays, starts)
 
 
 def _replayed(step, state, start, span, chunk):

@@ -3,6 +3,7 @@ r"""The slow variable of an optimizer: where its parameters come to rest if no m
 For heavy ball $z = w - \alpha \beta / (1 - \beta) v$, which obeys $z_{k+1} = z_k - \alpha / (1 - \beta) \, g_k$ exactly.
 """
 
+import logging
 from typing import Any
 
 import equinox as eqx
@@ -16,13 +17,22 @@ from .._optimizer import found_once
 from ._linear import replay
 
 
+logger = logging.getLogger("gritax")
+
 _IMPULSE_STEPS = 1024
 
 
 @found_once
 def memory(optimizer: optax.GradientTransformation, params: PyTree) -> int:
     """After how many steps a gradient has had 95 percent of its effect on the parameters."""
-    ones = jax.tree.map(lambda x: jnp.ones(1, x.dtype), params)
+    try:
+        return _lasting(optimizer, jax.tree.map(lambda x: jnp.ones((1,) * x.ndim, x.dtype), params))
+    except Exception as error:  # masks and labels that go by shape, say
+        logger.debug("not an optimizer of single numbers", exc_info=error)
+        return _lasting(optimizer, jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), params))
+
+
+def _lasting(optimizer, ones):
     zeros = jax.tree.map(jnp.zeros_like, ones)
 
     @jax.jit
@@ -31,7 +41,7 @@ def memory(optimizer: optax.GradientTransformation, params: PyTree) -> int:
             gradient = jax.tree.map(lambda x: jnp.where(index == 0, x, jnp.zeros_like(x)), ones)
             params, state = carry
             carry = replay(optimizer, params, state, jax.tree.map(lambda x: x[None], gradient))
-            return carry, jnp.max(jnp.abs(jnp.concatenate([x.astype(jnp.float32) for x in jax.tree.leaves(carry[0])])))
+            return carry, jnp.max(jnp.stack([jnp.max(jnp.abs(x.astype(jnp.float32))) for x in jax.tree.leaves(carry[0])]))
 
         return jax.lax.scan(step, (zeros, optimizer.init(zeros)), jnp.arange(_IMPULSE_STEPS))[1]
 

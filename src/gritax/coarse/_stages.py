@@ -4,8 +4,8 @@ With `change(y)`, which is -x (y - rest) for a mode of stiffness x = steps times
 
 $$P(x) = T_s(w_0 - w_1 x) / T_s(w_0), \quad w_0 = 1 + \epsilon / s^2, \quad w_1 = T_s(w_0) / T_s'(w_0),$$
 
-which is $e^{-x}$ to first order and below 1 for x up to $1.87 s^2$ with $\epsilon = .1$ (van der Houwen and Sommeijer 1980, ZAMM 60,
-479; Verwer, Hundsdorfer and Sommeijer 1990, Numer. Math. 57, 157).
+which is $e^{-x}$ to first order and below 1 for x up to $1.87 s^2$ with $\epsilon = .1$ (van der Houwen and Sommeijer 1980,
+ZAMM 60, 479; Verwer, Hundsdorfer and Sommeijer 1990, Numer. Math. 57, 157).
 """
 
 from collections.abc import Callable

@@ -110,8 +110,11 @@ class FrozenGradient:
         # Twice the span of data is looked at, all of it that of steps that there are.
         starts = np.clip(starts, 0, max(num_steps - 2 * span, 0))
         found, depth, work = largest_kappas(step, states, starts, span, self.chunk)
-        largest = float(np.max(np.where(np.isfinite(found), found, 1.0)))
-        refresh = 2 ** int(min(math.log2(most), max(math.log2(_KAPPA / max(largest, 1e-9)), 0)))
+        if np.all(np.isfinite(found)):
+            refresh = 2 ** int(min(math.log2(most), max(math.log2(_KAPPA / max(np.max(found), 1e-9)), 0)))
+        else:
+            # A guess that overflows was made by steps far too long, and says of others only that they are to be shorter.
+            refresh = max(self._chosen.refresh // 4, 1) if self._chosen else 1
         if self._chosen:
             refresh, m_0 = min(refresh, self._chosen.refresh), self._chosen.m_0
         else:

@@ -35,11 +35,11 @@ class Stabilized(eqx.Module):
     largest curvature, $\kappa$ a training step, to $M \kappa \le 1.87 s^2$ with s evaluations, where `FrozenGradient` reaches
     2 s with as many. So the depth of a solve grows like the root of the number of training steps.
 
-    What takes the long step is not the parameters but the *slow variable* z of the optimizer: where they come to rest if no more
-    gradients come. For heavy ball that is $w - \alpha \beta / (1 - \beta) v$, which descends by itself; for any optimizer it is
-    found by steps with gradients of zero. Each stage replays the optimizer's own M updates with gradients at the stage. One more
-    evaluation, with gradients interpolated between the first and the last z, then gives moments and parameters. Without
-    momentum z is w, and there is none.
+    What takes the long step is not the parameters but the *slow variable* z of the optimizer: where they come to rest if no
+    more gradients come. For heavy ball that is $w - \alpha \beta / (1 - \beta) v$, which descends by itself; for any
+    optimizer it is found by steps with gradients of zero. Each stage replays the optimizer's own M updates with gradients at
+    the stage. One more evaluation, with gradients interpolated between the first and the last z, then gives moments and
+    parameters. Without momentum z is w, and there is none.
 
     Where one stage is enough, the step is that of `FrozenGradient`. The number of stages is that of the largest
     curvature within the coarse step, measured at the initial state and again after the first iteration along the run, where it
@@ -177,7 +177,7 @@ class _Chosen(eqx.Module):
         return cls(Curvature.along(nothing, nothing), 2**30, lasting, first_factor).along(nothing, np.full(1, kappa or 0.0))
 
     def along(self, steps: np.ndarray, kappas: np.ndarray) -> "_Chosen":
-        """With the curvature at these steps. Strides keep their one stage as long as that is stable: the programs are the same."""
+        """With the curvature at these steps. Strides keep their one stage while that is stable: the programs stay the same."""
         most = float(np.max(kappas))
         single = self.single if self.single * most <= _STABLE else reach(1, most)
         return _Chosen(Curvature.along(steps, kappas), max(single, 1), self.lasting, self.first_factor)
