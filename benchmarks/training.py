@@ -1,4 +1,4 @@
-"""Frozen gradients on the adder and on digits: iterations, depth and the distance from serial training.
+"""Frozen gradients and stabilised steps on the adder, digits and XOR: iterations, depth and the distance from serial training.
 
     python benchmarks/training.py [names of groups] [--json FILE]
 
@@ -30,9 +30,19 @@ def distance(a, b):
     return float(optax.tree.norm(jax.tree.map(lambda x, y: x - y, a, b)))
 
 
-def digits(optimizer, refresh, *, method=None, steps=STEPS, seeds=range(1, 6), **options):
+def digits(optimizer, refresh, *, method=None, steps=STEPS, seeds=range(1, 6), coarse=None, **options):
     for seed in seeds:
-        yield gritax.problems.digits(optimizer, seed, coarse=FrozenGradient(refresh), **options), seed, steps, method
+        yield gritax.problems.digits(optimizer, seed, coarse=coarse or FrozenGradient(refresh), **options), seed, steps, method
+
+
+def stabilized(optimizer, seeds=(1, 2)):
+    for steps in (2048, STEPS):
+        yield from digits(optimizer, None, steps=steps, seeds=seeds, coarse=gritax.Stabilized())
+
+
+def xor(serialized):
+    for steps in (1600, 6400, 25600):
+        yield gritax.problems.xor(serialized=serialized, coarse=gritax.Stabilized()), 1, steps, None
 
 
 def adder(reduction, refresh, method, sizes):
@@ -66,6 +76,11 @@ GROUPS = {
         for each in digits(optimizer, None, steps=2048, seeds=(1,))
     ),
     "adder, sum over outputs": lambda: adder("sum", None, None, (3200,)),
+    "stabilized, sgd": lambda: stabilized(optax.sgd(0.1)),
+    "stabilized, heavy ball": lambda: stabilized(optax.sgd(0.02, momentum=0.9)),
+    "stabilized, adam": lambda: stabilized(optax.adam(1e-3)),
+    "stabilized, xor": lambda: xor(False),
+    "stabilized, xor serialised": lambda: xor(True),
     "relu": lambda: digits(optax.adam(1e-3), 16, steps=512, seeds=(1,), activation="relu"),
 }
 

@@ -13,9 +13,9 @@ from jaxtyping import Array, PyTree
 from .._arguments import require_whole
 from .._hierarchy import Multigrid
 from ._curvature import SPAN, largest_kappas
+from ._linear import linear
 from ._replay import Replay
 from ._slow import at_rest, memory
-from ._linear import linear
 from ._stages import Curvature, chebyshev, reach, stages
 
 
