@@ -126,10 +126,10 @@ def test_parallel_training_equals_serial_training(name, dtype, tolerance):
 
 def test_steps_that_train_on_the_same_data_share_a_gradient():
     """As a batch that only seems to depend on the step does not."""
-    x, y = small.data()
+    inputs, targets = small.data()
     for optimizer in (_OPTIMIZERS["momentum"], _OPTIMIZERS["adam"]):
         found = []
-        for batch in (lambda step: (x, y), lambda step: (x + 0 * step, y)):
+        for batch in (lambda step: (inputs, targets), lambda step: (inputs + 0 * step, targets)):
             step = gritax.TrainStep(small.loss, optimizer, batch, gritax.FrozenGradient(math.inf, chunk=4))
             found.append((step.same_data(), jax.jit(lambda s, step=step: step(s, jnp.int32(0), 10))(step.init(small.params()))))
         (same, shared), (different, each) = found
