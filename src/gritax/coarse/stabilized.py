@@ -77,10 +77,16 @@ class Stabilized(eqx.Module):
         return Stabilized(self.kappa, chunk=self.chunk, _margin=margin or self._margin, _chosen=chosen)
 
     def depth(self, stride: int) -> int:
-        return self.cost(stride, np.zeros((1, 1), np.int32))[0]
+        """Where the curvature is largest; see `cost`."""
+        return self.cost(stride, self._stiffest)[0]
 
     def work(self, stride: int) -> int:
-        return self.cost(stride, np.zeros((1, 1), np.int32))[1]
+        return self.cost(stride, self._stiffest)[1]
+
+    @property
+    def _stiffest(self) -> np.ndarray:
+        curvature = self._chosen.curvature
+        return np.full((1, 1), curvature.steps[np.argmax(curvature.kappas)], np.int64)
 
     def cost(self, stride: int, starts: np.ndarray) -> tuple[int, int]:
         """(depth, work) of coarse steps from `starts`, [sequence, lanes]: lanes wait for the one with most stages."""
@@ -143,9 +149,11 @@ class Stabilized(eqx.Module):
             return self, 0, 0
         span = min(SPAN, max(num_steps // 2, 1))
         found, depth, work = largest_kappas(step, states, np.clip(starts, 0, max(num_steps - 2 * span, 0)), span, self.chunk)
-        found = np.where(np.isfinite(found), found, 1.0) * self._margin
+        found = found * self._margin
         if iteration is None:
-            return self._with(self._chosen.along(starts, found * _EARLY)), depth, work
+            return self._with(self._chosen.along(starts, np.nan_to_num(found, nan=1.0, posinf=1.0) * _EARLY)), depth, work
+        if not np.all(np.isfinite(found)):  # the solve diverges, and is started again
+            return self, depth, work
         starts, found = np.append(0, starts), np.append(self._chosen.curvature.kappas[0] / _EARLY, found)
         return self._with(self._chosen.along(starts, found)), depth, work
 
