@@ -78,7 +78,9 @@ _NOT_BY_NUMBER = {
 }
 
 
-@pytest.mark.parametrize("name", _NOT_BY_NUMBER)
+@pytest.mark.parametrize(
+    "name", ["labels by shape", pytest.param("masked by shape", marks=pytest.mark.slow), "pruned", "noise"]
+)
 def test_what_does_not_run_on_single_numbers_trains_as_in_series(name):
     step = gritax.TrainStep(small.loss, _NOT_BY_NUMBER[name], small.batches(), gritax.FrozenGradient(8))
     state = step.init(small.params())

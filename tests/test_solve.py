@@ -207,7 +207,7 @@ def test_all_is_compiled_before_the_first_iteration_and_once(compilations):
 
 def test_programs_of_earlier_phis_are_forgotten(monkeypatch):
     """A process that solves many problems must not run out of memory maps."""
-    monkeypatch.setattr("gritax._kernel._MOST_PHIS", 2)
+    monkeypatch.setattr("gritax._kernel._MOST_RUNS", 2)
     sizes = []
     for rate in (0.1, 0.2, 0.3, 0.4, 0.5):
         solution = gritax.solve(lambda u, start, stride, rate=rate: u / (1 + rate * stride), 1.0, 6)

@@ -86,7 +86,7 @@ def test_of_constant_gradients_it_is_the_training_steps(name):
         np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "least"), [("sgd", 3.3), ("momentum", 3.3)])
+@pytest.mark.parametrize(("name", "least"), [pytest.param("sgd", 3.3, marks=pytest.mark.slow), ("momentum", 3.3)])
 def test_it_is_of_first_order(name, least):
     """Half the learning rate, a quarter of the error of a step of the same stride, once it is small."""
 
