@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from ..coarse import CoarseStep
-from ..training import TrainStep
+from ..training import CompositeLoss, TrainStep
 from ._problem import Problem
 
 
@@ -61,9 +61,10 @@ def adder(
     inputs, targets = _pairs(random, num_examples, dtype)
     test = _pairs(random, 500, dtype)
 
-    def loss(params, batch):
-        x, y = batch
-        return 0.5 * jnp.sum((y - _network(params, x)) ** 2) / (_BITS if reduction == "mean" else 1)
+    def half_squares(outputs, batch):
+        return 0.5 * jnp.sum((batch[1] - outputs) ** 2) / (_BITS if reduction == "mean" else 1)
+
+    loss = CompositeLoss(lambda params, batch: _network(params, batch[0]), half_squares)
 
     def batch(step):
         if not serialized:

@@ -6,8 +6,8 @@ import optax
 
 from ..coarse import CoarseStep
 from ..data import Epochs
-from ..training import TrainStep
-from ._perceptron import activation_named, outputs, perceptron, scikit_learn, split
+from ..training import CompositeLoss, TrainStep
+from ._perceptron import activation_named, half_mean_square, outputs, perceptron, scikit_learn, split
 from ._problem import Problem
 
 
@@ -45,10 +45,7 @@ def diabetes(
     weights_key, data_key = jax.random.split(jax.random.key(seed))
     params = perceptron((10, 16, 1), weights_key, dtype)
 
-    def loss(params, batch):
-        x, y = batch
-        return 0.5 * jnp.mean((outputs(params, x, act) - y) ** 2)
-
+    loss = CompositeLoss(lambda params, batch: outputs(params, batch[0], act), half_mean_square)
     optimizer = optax.sgd(0.002, momentum=0.9) if optimizer is None else optimizer
     step = TrainStep(loss, optimizer, Epochs((x, y), batch_size, data_key), coarse)
     return Problem.trained(

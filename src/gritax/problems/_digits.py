@@ -6,7 +6,7 @@ import optax
 
 from ..coarse import CoarseStep
 from ..data import Epochs
-from ..training import TrainStep
+from ..training import CompositeLoss, TrainStep
 from ._perceptron import activation_named, outputs, perceptron, scikit_learn, split
 from ._problem import Problem
 
@@ -49,10 +49,10 @@ def digits(
     weights_key, data_key = jax.random.split(jax.random.key(seed))
     params = perceptron((64, 32, 10), weights_key, dtype)
 
-    def loss(params, batch):
-        x, y = batch
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs(params, x, act), y))
+    def cross_entropy(logits, batch):
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]))
 
+    loss = CompositeLoss(lambda params, batch: outputs(params, batch[0], act), cross_entropy)
     step = TrainStep(loss, optax.adam(1e-3) if optimizer is None else optimizer, Epochs((x, y), batch_size, data_key), coarse)
     return Problem.trained(
         "digits",

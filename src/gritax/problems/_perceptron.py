@@ -26,6 +26,11 @@ def outputs(params: PyTree[Array], x: Array, activation: Callable) -> Array:
     return x @ params[-1]["w"] + params[-1]["b"][None]
 
 
+def half_mean_square(outputs: Array, batch: tuple[Array, Array]) -> Array:
+    """Half the mean squared distance from the targets, the second part of a batch."""
+    return 0.5 * jnp.mean((outputs - batch[1]) ** 2)
+
+
 def activation_named(name: str) -> Callable:
     """One of `jax.nn`'s or `jnp.tanh`. Raises `ValueError` for a name that is neither."""
     known = {"gelu": jax.nn.gelu, "tanh": jnp.tanh, "silu": jax.nn.silu, "softplus": jax.nn.softplus, "relu": jax.nn.relu}

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from ..coarse import CoarseStep
-from ..training import TrainStep
+from ..training import CompositeLoss, TrainStep
 from ._problem import Problem
 
 
@@ -43,7 +43,9 @@ def xor(
         example = step % 4
         return inputs[example][None], targets[example][None]
 
-    step = TrainStep(_loss, optax.sgd(alpha), batch, coarse)
+    step = TrainStep(
+        CompositeLoss(lambda params, batch: _network(params, batch[0]), _half_squares), optax.sgd(alpha), batch, coarse
+    )
     return Problem.trained(
         "xor",
         step,
@@ -57,6 +59,5 @@ def _network(params, x):
     return jax.nn.sigmoid(jax.nn.sigmoid(x @ params["w0"]) @ params["w1"])
 
 
-def _loss(params, batch):
-    x, y = batch
-    return 0.5 * jnp.sum((y - _network(params, x)) ** 2)
+def _half_squares(outputs, batch):
+    return 0.5 * jnp.sum((batch[1] - outputs) ** 2)

@@ -119,9 +119,12 @@ class TrainStep(eqx.Module):
     def evaluate(self, params: PyTree, stats: PyTree, batch: PyTree, step: Array) -> tuple[Scalar, PyTree]:
         """(loss, new statistics) on `batch`, with the key of `step`."""
         before = (params, stats) if self.has_aux else (params,)
-        after = () if self.key is None else (jax.random.fold_in(self.key, step),)
-        out = self.loss(*before, batch, *after)
+        out = self.loss(*before, batch, *self.keys(step))
         return out if self.has_aux else (out, stats)
+
+    def keys(self, step: Array) -> tuple[Array, ...]:
+        """The key of `step`, if the loss takes one."""
+        return () if self.key is None else (jax.random.fold_in(self.key, step),)
 
     def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
         """(trainable leaves, the others)."""
