@@ -1,4 +1,4 @@
-"""Frozen gradients and stabilised steps on the adder, digits and XOR: iterations, depth and the distance from serial training.
+"""Coarse propagators on the adder, digits and XOR: iterations, depth and the distance from serial training.
 
     python benchmarks/training.py [names of groups] [--json FILE]
 
@@ -50,6 +50,18 @@ def adder(reduction, refresh, method, sizes):
         yield gritax.problems.adder(coarse=FrozenGradient(refresh), reduction=reduction), 1, steps, method
 
 
+def tangent(serialized, alpha=1.0, sizes=(1600, 6400, 25600), seeds=(1,)):
+    for steps in sizes:
+        for seed in seeds:
+            yield (
+                gritax.problems.xor(alpha, seed, serialized=serialized, coarse=gritax.Tangent()),
+                seed,
+                steps,
+                None,
+                1e-9 * steps**0.5,
+            )
+
+
 SIZES = [100 * 2**k for k in range(8)]
 COSINE, WARM_UP = optax.cosine_decay_schedule(1e-3, 2048), optax.warmup_cosine_decay_schedule(0.0, 1e-3, 256, 2048)
 GROUPS = {
@@ -81,13 +93,16 @@ GROUPS = {
     "stabilized, adam": lambda: stabilized(optax.adam(1e-3)),
     "stabilized, xor": lambda: xor(False),
     "stabilized, xor serialised": lambda: xor(True),
+    "tangent, xor": lambda: tangent(False, sizes=(1600, 6400, 25600, 102400, 409600), seeds=range(1, 11)),
+    "tangent, xor serialised": lambda: tangent(True),
+    "tangent, xor serialised, alpha .1": lambda: tangent(True, 0.1),
     "relu": lambda: digits(optax.adam(1e-3), 16, steps=512, seeds=(1,), activation="relu"),
 }
 
 
-def row(name, problem, seed, steps, method):
+def row(name, problem, seed, steps, method, tolerance=None):
     began = time.perf_counter()
-    solution = gritax.solve(problem.step, problem.state, steps, method, throw=False, max_iterations=12)
+    solution = gritax.solve(problem.step, problem.state, steps, method, tolerance=tolerance, throw=False, max_iterations=12)
     seconds = time.perf_counter() - began
     began = time.perf_counter()
     serial = jax.block_until_ready(gritax.solve_serial(problem.step, problem.state, steps))

@@ -9,7 +9,12 @@ from ._hierarchy import Multigrid as Multigrid
 from ._serial import solve_serial as solve_serial
 from ._solution import Iteration as Iteration, Solution as Solution
 from ._solve import Progress as Progress, solve as solve
-from .coarse import FrozenGradient as FrozenGradient, RescaledRate as RescaledRate, Stabilized as Stabilized
+from .coarse import (
+    FrozenGradient as FrozenGradient,
+    RescaledRate as RescaledRate,
+    Stabilized as Stabilized,
+    Tangent as Tangent,
+)
 from .training import CompositeLoss as CompositeLoss, TrainStep as TrainStep
 
 

@@ -4,3 +4,4 @@ from ._protocol import CoarseStep as CoarseStep
 from .frozen_gradient import FrozenGradient as FrozenGradient
 from .rescaled import RescaledRate as RescaledRate
 from .stabilized import Stabilized as Stabilized
+from .tangent import Tangent as Tangent
