@@ -38,3 +38,10 @@ def _few_programs():
     """Thousands of compiled programs in one process run out of memory maps, and XLA then crashes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def mixed_dtypes():
+    """Optax mixes the dtypes of rates and counters."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

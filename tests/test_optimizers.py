@@ -13,11 +13,7 @@ from gritax.coarse._slow import memory
 from gritax.training._second_moments import nonnegative
 
 
-@pytest.fixture(autouse=True)
-def _mixed_dtypes():
-    """Optax mixes the dtypes of rates and counters."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 
 
 def _by_group(params):

@@ -15,11 +15,7 @@ import gritax
 from gritax.coarse._stages import Curvature, stages
 
 
-@pytest.fixture(autouse=True)
-def _mixed_dtypes():
-    """Optax mixes the dtypes of rates and counters."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 
 
 _OPTIMIZERS = {

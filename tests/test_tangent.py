@@ -11,11 +11,7 @@ import gritax
 from gritax.coarse._linearised import largest_stable, power
 
 
-@pytest.fixture(autouse=True)
-def _mixed_dtypes():
-    """Optax mixes the dtypes of rates and counters."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 
 
 _LINEAR = {

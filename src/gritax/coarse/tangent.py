@@ -100,7 +100,7 @@ class Tangent:
             rows, needed = size.num_rows(stride), size.gram_bytes(stride) / 2**20
             raise ValueError(
                 f"memory: the function space of a coarse step of {stride} training steps has {rows} rows, whose Gram matrix "
-                f"and factors take {needed:.0f} MiB, more than the {self.memory / 2**20:.0f} MiB allowed. Give Tangent more, "
+                f"and factors take {needed:.3g} MiB, more than the {self.memory / 2**20:.3g} MiB allowed. Give Tangent more, "
                 "take a method with fewer levels, or gritax.FrozenGradient() or gritax.Stabilized(), which need none."
             )
 
