@@ -105,3 +105,13 @@ def test_one_level_is_the_serial_solve():
     solution = _solve(7, 1, max_levels=1)
     assert (solution.depth, solution.residuals[1]) == (14, 0.0)
     assert jnp.allclose(solution.state, 1.01**-7)
+
+
+def test_depth_on_few_devices():
+    # As in test_parareal, with 5 intervals on 2 devices: 3 rounds of a sweep of 4, 3 of the right-hand sides.
+    solution = _solve(20, 3, coarsening=4, relaxation=0, max_levels=2)
+    assert solution.depth_on(2) == 3 * 4 + 3 * (3 * 1 + 5 + 3 * 4)
+    assert solution.depth_on(1) == solution.work
+    assert solution.depth_on(5) == solution.depth_on(10**6) == solution.depth
+    with pytest.raises(ValueError, match="devices must be a whole number of at least 1"):
+        solution.depth_on(0)

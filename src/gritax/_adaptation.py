@@ -90,8 +90,7 @@ class Adaptation:
         if adapt is None:
             return None
         phi, depth, work = adapt(evolution.merge(*states), starts, self.num_steps, iteration)
-        self.cost.depth += depth
-        self.cost.work += work
+        self.cost.spend(len(starts), depth, work)
         return phi
 
     def _finer(self) -> Phi | None:

@@ -1,5 +1,6 @@
 """The multigrid cycle: V and F of any depth, on the C-points of each level."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,10 +20,14 @@ from ._relaxation import Points, arrived
 
 @dataclass
 class Cost:
-    """Network evaluations so far: on the critical path (`depth`) and in all (`work`)."""
+    """Network evaluations so far: on the critical path (`depth`), by how many lanes they were made for, and in all (`work`)."""
 
-    depth: int = 0
+    by_lanes: Counter[int] = field(default_factory=Counter)
     work: int = 0
+
+    @property
+    def depth(self) -> int:
+        return self.by_lanes.total()
 
     def add(self, phi: Phi, level: Level, points: np.ndarray, steps: int, times: int = 1) -> None:
         """`times` times `steps` applications one after the other, from all these points of the level together.
@@ -35,8 +40,11 @@ class Cost:
             work = steps * len(points) * evaluations(phi, "work", level.stride)
         else:
             depth, work = count(level.stride, np.minimum(points + np.arange(steps)[:, None], level.size - 1) * level.stride)
-        self.depth += times * depth
-        self.work += times * work
+        self.spend(len(points), times * depth, times * work)
+
+    def spend(self, lanes: int, depth: int, work: int) -> None:
+        self.by_lanes[lanes] += depth
+        self.work += work
 
 
 @dataclass

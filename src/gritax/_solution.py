@@ -1,12 +1,13 @@
 """What a solve returns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ._arguments import require_whole
 from ._hierarchy import Hierarchy
 
 
@@ -44,6 +45,7 @@ class Solution:
     - `level_sizes`: the number of steps of each level.
     - `depth`, `work`: evaluations of phi on the critical path with unlimited devices, and in all. Counted are the initial
       guess, relaxation, residuals, right-hand sides and coarse solves, each at the cost that `phi.depth` and `phi.work` state.
+    - `depth_on(devices)`: the same with so many devices, an interval of a level each.
     - `potential_speedup`: `num_steps / depth`. No prediction of time: see `work`, and measure.
     - `exact_steps`: how many of the first steps are exact by construction.
     - `losses`: with phi a `TrainStep`, the loss of each step on its batch, before its update, `num_steps` of them; else None.
@@ -63,12 +65,12 @@ class Solution:
     relaxed_residuals: np.ndarray = field(repr=False)
     relative_residuals: np.ndarray = field(repr=False)
     hierarchy: Hierarchy = field(repr=False)
-    depth: int
     work: int
     exact_steps: int
     coarse_steps: str = ""
     restarts: tuple[str, ...] = ()
     states: PyTree = field(repr=False, default=None)
+    _depth_by_lanes: Mapping[int, int] = field(repr=False, default_factory=dict)
     _losses: Callable[[], Array] | None = field(repr=False, default=None)
 
     @cached_property
@@ -84,8 +86,25 @@ class Solution:
         return self.hierarchy.sizes
 
     @property
+    def depth(self) -> int:
+        return sum(self._depth_by_lanes.values())
+
+    @property
     def potential_speedup(self) -> float:
         return self.num_steps / self.depth
+
+    def depth_on(self, devices: int) -> int:
+        """Evaluations on the critical path of so many devices: the lanes of a sweep take `ceil(lanes / devices)` rounds.
+
+        A lane is an interval of a level, and a coarse step in it one evaluation a stage, whatever its minibatches.
+
+        >>> import gritax
+        >>> solution = gritax.solve(lambda u, start, stride: u / (1 + 0.01 * stride), 1.0, 1000)
+        >>> [solution.depth_on(devices) for devices in (1, 64, 250)]
+        [17307, 412, 265]
+        """
+        require_whole("devices", devices, 1)
+        return sum(depth * -(-lanes // int(devices)) for lanes, depth in self._depth_by_lanes.items())
 
     def __str__(self) -> str:
         rows = [

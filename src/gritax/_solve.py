@@ -115,12 +115,12 @@ def solve(
         relaxed_residuals=np.array([each.relaxed_residual for each in attempt.reports[1:]]),
         relative_residuals=np.array([each.relative_residual for each in attempt.reports]),
         hierarchy=hierarchy,
-        depth=cycle.cost.depth,
         work=cycle.cost.work,
         exact_steps=attempt.reports[-1].exact_steps,
         coarse_steps=adaptation.coarse_steps,
         restarts=tuple(adaptation.restarts),
         states=None if save_every is None else saved_states(hierarchy[0], evolution, c, int(save_every)),
+        _depth_by_lanes=cycle.cost.by_lanes,
         _losses=None if optional(evolution.phi, "loss_at") is None else partial(losses, hierarchy[0], evolution, c),
     )
     progress.end(solution)
