@@ -15,11 +15,13 @@ DEFAULT_TOLERANCE = 1e-6  # on relative residuals, when the caller names none
 
 # Rounding in a sweep leaves a residual of about eps times the norm of the states: observed between a tenth and ten times that.
 _FLOOR_MARGIN = 10.0
+# Where the residual no longer falls: the floor of coarse steps that round more, as those with many stages do.
+_ROUGH_FLOOR_MARGIN = 100.0
 # Residuals may rise a thousandfold after a bad first guess and still fall; beyond this they have not been seen to.
 _DIVERGED = 1e4
 # With finer coarse steps at hand there is no need to wait so long.
 _REFINED = 10.0
-_PATIENCE = 5
+_PATIENCE = 4
 
 
 class ConvergenceError(RuntimeError):
@@ -106,7 +108,7 @@ class Monitor:
         residual, tolerance, floor, name = self._measured(norms)
         self.history.append(residual)
         self.moves.append(norms.moved)
-        self.at_floor = residual <= _FLOOR_MARGIN * floor
+        self.at_floor = residual <= _ROUGH_FLOOR_MARGIN * floor
         if self.tolerance == 0:
             if iteration < self.max_iterations:
                 return None
@@ -124,7 +126,7 @@ class Monitor:
                 f"exact by finite termination after {iteration} iterations: every step has been taken from serial states, "
                 f"and rounding leaves a {name} of {residual:.3g} (tolerance {tolerance:.3g})",
             )
-        if self._stagnates(_FLOOR_MARGIN * floor):
+        if self._stagnates():
             at_floor = f"{name} {residual:.3g} after {iteration} iterations is the rounding floor of {self.dtype}"
             if self.tolerance is None:
                 return Verdict(True, f"converged as far as the precision goes: {at_floor} (aim {tolerance:.3g})")
@@ -179,9 +181,9 @@ class Monitor:
         q = min(max(factors), 0.5)
         return norms.moved * q / (1 - q) <= DEFAULT_TOLERANCE
 
-    def _stagnates(self, reach: float) -> bool:
+    def _stagnates(self) -> bool:
         past, recent = self.history[:-_PATIENCE], self.history[-_PATIENCE:]
-        return bool(past) and min(recent) <= reach and min(recent) > 0.7 * min(past)
+        return self.at_floor and bool(past) and min(recent) > 0.7 * min(past)
 
     def _too_slow(self, iteration: int, residual: float, tolerance: float, name: str) -> Verdict:
         sentence = f"not converged: {name} {residual:.3g} after {iteration} iterations, tolerance {tolerance:.3g}"
