@@ -9,6 +9,7 @@ from ._hierarchy import Multigrid as Multigrid
 from ._serial import solve_serial as solve_serial
 from ._solution import Iteration as Iteration, Solution as Solution
 from ._solve import Progress as Progress, solve as solve
+from ._spectrum import Spectrum as Spectrum, spectrum as spectrum
 from .coarse import (
     FrozenGradient as FrozenGradient,
     RescaledRate as RescaledRate,

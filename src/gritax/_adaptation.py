@@ -25,6 +25,13 @@ def prepared(phi: Phi, num_steps: int) -> Phi:
     return phi if prepare is None else prepare(num_steps)
 
 
+def points_along(num_steps: int, spacing: int = 1) -> np.ndarray:
+    """Up to eight steps along a run, multiples of `spacing`: close together at first, where most changes."""
+    last = num_steps // spacing
+    first = min(-(-_FIRST // spacing), last)
+    return np.unique(np.geomspace(first, last, _POINTS).astype(np.int32)) * np.int32(spacing)
+
+
 class Adaptation:
     """The evolution of a solve with coarse steps that suit it, and why they were changed.
 
@@ -71,11 +78,9 @@ class Adaptation:
     def _along(self, cycle: Cycle, c: Points, iteration: int) -> Phi | None:
         if optional(self.evolution.phi, "adapted") is None:
             return None
-        finest = cycle.hierarchy[0]
-        # What an optimizer meets changes most at the start.
-        first = min(-(-_FIRST // finest.factor), finest.num_intervals)
-        points = np.unique(np.geomspace(first, finest.num_intervals, _POINTS).astype(np.int32))
-        starts = points * np.int32(finest.factor)
+        spacing = cycle.hierarchy[0].factor
+        starts = points_along(self.num_steps, spacing)
+        points = starts // spacing
         floating = cycle.evolution.natural(jax.tree.map(lambda x: x[points], c))
         return self._adapted(
             cycle.evolution, (floating, jax.vmap(cycle.evolution.clock)(jnp.asarray(starts))), starts, iteration

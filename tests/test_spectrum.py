@@ -1,0 +1,146 @@
+"""Predicted convergence factors against closed forms, against errors of actual cycles, and against solves."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gritax
+
+
+pytestmark = pytest.mark.usefixtures("mixed_dtypes")
+
+_CURVATURES = np.geomspace(1e-3, 1, 40)
+
+
+def _quadratic(coarse, optimizer=None, dtype="float64"):
+    curvatures = jnp.asarray(_CURVATURES, dtype)
+    loss = gritax.CompositeLoss(lambda w, _: jnp.sqrt(curvatures) * w, lambda z, _: 0.5 * jnp.sum(z**2))
+    step = gritax.TrainStep(loss, optimizer or optax.sgd(0.1), lambda step: (), coarse)
+    return step, step.init(jnp.ones(40, dtype))
+
+
+@pytest.mark.parametrize("sweeps", [0, 1, 2])
+def test_two_levels_have_the_factor_of_the_literature(sweeps):
+    step, state = _quadratic(gritax.RescaledRate())
+    found = gritax.spectrum(step, state, 100, gritax.Multigrid(4, max_levels=2, relaxation=sweeps))
+    x = found.curvatures
+    fine, coarse = (1 - x) ** 4, 1 - 4 * x
+    wanted = fine**sweeps * np.abs(fine - coarse) / (np.exp(0.1 / 25) - np.abs(coarse))
+    np.testing.assert_allclose(found.factors, wanted, rtol=0.02, atol=1e-9)
+    np.testing.assert_allclose(found.level_factors[:, 0], found.factors)
+    assert found.factor == found.factors.max()
+
+
+@pytest.mark.parametrize(
+    ("cycle", "relaxation", "weight"), [("V", 1, 1.0), ("V", 0, 1.0), ("F", 1, 1.0), ("F", 2, 1.3), ("V", 2, 1.0)]
+)
+def test_no_cycle_leaves_more_of_the_largest_error(cycle, relaxation, weight):
+    """At every C-point and of every mode, from one iterate to the next; and the bound is not far off."""
+    method = gritax.Multigrid(2, max_levels=4, cycle=cycle, relaxation=relaxation, min_coarse=1, c_relaxation_weight=weight)
+    step, state = _quadratic(gritax.RescaledRate())
+    found = gritax.spectrum(step, state, 256, method)
+    # The modes of the problem are not those of the prediction: between two of these the bound bends.
+    bound = np.interp(0.1 * _CURVATURES, found.curvatures[0], found.factors[0]) * 1.05 + 1e-9
+    exact = (1 - 0.1 * _CURVATURES) ** np.arange(2, 257, 2)[:, None]
+
+    def errors(iterations):
+        solution = gritax.solve(
+            step, state, 256, method, tolerance=0, max_iterations=iterations, initial_guess="zeros", save_every=2
+        )
+        return np.max(np.abs(np.asarray(solution.states.params) - exact), axis=0)
+
+    before, after = errors(2), errors(3)
+    assert np.all(after <= bound * before + 1e-14)
+    if weight == 1:
+        assert np.max(after / np.maximum(before, 1e-30)) > 0.6 * found.factor
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rate", "dtype"),
+    [
+        (optax.sgd(0.2), 0.2, "float64"),
+        (optax.sgd(0.2), 0.2, "float32"),
+        (optax.sgd(0.02, momentum=0.8), 0.1, "float64"),
+        (optax.sgd(optax.linear_schedule(0.2, 0.1, 1000)), None, "float64"),
+    ],
+)
+def test_kappa_is_the_rate_times_the_largest_curvature(optimizer, rate, dtype):
+    step, state = _quadratic(gritax.FrozenGradient(), optimizer, dtype)
+    found = gritax.spectrum(step, state, 1024)
+    if rate is None:
+        assert found.kappas[0] > 0.18 and found.kappas[-1] < 0.12
+    else:
+        # Power iteration comes from below.
+        np.testing.assert_allclose(found.kappas, rate, rtol=0.05)
+    assert found.steps[-1] == 1024 and len(found.steps) == len(found.kappas)
+
+
+@pytest.mark.parametrize("coarse", [gritax.FrozenGradient(), gritax.Stabilized(), gritax.FrozenGradient(8)], ids=str)
+@pytest.mark.parametrize("problem", ["quadratic", "xor"])
+def test_within_a_factor_of_two_of_the_measured_one(coarse, problem):
+    if problem == "quadratic":
+        step, state = _quadratic(coarse)
+    else:
+        found = gritax.problems.xor(alpha=0.5, coarse=coarse)
+        step, state = found.step, found.state
+    predicted = gritax.spectrum(step, state, 1024)
+    solution = gritax.solve(step, state, 1024, tolerance=1e-9)
+    measured = solution.residuals[-1] / solution.residuals[-2]
+    assert 0.5 < predicted.factor / measured < 2
+    assert predicted.hierarchy.sizes == solution.level_sizes
+
+
+def test_tangent_is_exact_where_theory_is():
+    step, state = _quadratic(gritax.Tangent())
+    assert gritax.spectrum(step, state, 256).factor < 1e-10
+
+
+def test_momentum_is_predicted_on_the_safe_side():
+    step, state = _quadratic(gritax.Stabilized(), optax.sgd(0.02, momentum=0.9))
+    found = gritax.spectrum(step, state, 2048)
+    solution = gritax.solve(step, state, 2048, tolerance=0, max_iterations=6)
+    factors = solution.residuals[3:] / solution.residuals[2:-1]
+    assert factors.max() < found.factor
+
+
+def test_it_prints_as_a_table_and_has_a_picture():
+    step, state = _quadratic(gritax.FrozenGradient(4))
+    found = gritax.spectrum(step, state, 256, gritax.Multigrid(2, max_levels=3))
+    lines = str(found).splitlines()
+    assert lines[0] == "FrozenGradient(refresh=4)" and "levels 0, 1" in lines[1] and "levels 1, 2" in lines[1]
+    assert lines[-1] == f"predicted factor an iteration: {found.factor:.3g}"
+    axes = found.plot()
+    assert [line.get_label() for line in axes.get_lines()[:3]] == ["levels 0 and 1", "levels 1 and 2", "cycle"]
+
+
+def test_factors_above_one_promise_nothing():
+    step, state = _quadratic(gritax.FrozenGradient(64), optax.sgd(0.5))
+    found = gritax.spectrum(step, state, 1024, gritax.Multigrid(64))
+    assert found.factor > 1 and str(found).endswith("predicted factor an iteration: none")
+
+
+def test_unusable_arguments():
+    with pytest.raises(ValueError, match=r"step must be a gritax\.TrainStep.*not a function"):
+        gritax.spectrum(lambda u, start, stride: u, 1.0, 100)
+    step, state = _quadratic(gritax.FrozenGradient(4))
+    with pytest.raises(ValueError, match=r"num_steps must be a whole number"):
+        gritax.spectrum(step, state, 0)
+    with pytest.raises(ValueError, match=r"TrainStep\.init"):
+        gritax.spectrum(step, jnp.ones(40), 100)
+
+
+def test_training_that_diverges_has_no_spectrum():
+    step, state = _quadratic(gritax.FrozenGradient(4), optax.sgd(40.0))
+    with pytest.raises(ValueError, match=r"serial training is not finite after [0-9]+ steps"):
+        gritax.spectrum(step, state, 1024)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("coarse", [gritax.FrozenGradient(), gritax.Stabilized()], ids=str)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_on_minibatches_it_errs_on_the_safe_side(coarse, seed):
+    problem = gritax.problems.digits(optax.sgd(0.1), seed, coarse=coarse)
+    predicted = gritax.spectrum(problem.step, problem.state, 1024)
+    solution = gritax.solve(problem.step, problem.state, 1024)
+    assert np.max(solution.residuals[2:] / solution.residuals[1:-1]) < predicted.factor < 1
