@@ -84,6 +84,11 @@ class Stabilized(eqx.Module):
         return self.cost(stride, self._stiffest)[1]
 
     @property
+    def largest_kappa(self) -> float:
+        """Of one training step, with the margin that stages are chosen for; 0 while it is unknown."""
+        return self._chosen.curvature.largest
+
+    @property
     def _stiffest(self) -> np.ndarray:
         curvature = self._chosen.curvature
         return np.full((1, 1), curvature.steps[np.argmax(curvature.kappas)], np.int64)
@@ -161,11 +166,11 @@ class Stabilized(eqx.Module):
         """For half as much curvature again as was found, if it was not the caller's."""
         if self.kappa is not None or self._margin > _LARGEST_MARGIN:
             return None
-        more = self._chosen.along(np.zeros(1, np.int32), np.full(1, _MORE * self._chosen.curvature.largest))
+        more = self._chosen.along(np.zeros(1, np.int32), np.full(1, _MORE * self.largest_kappa))
         return self._with(more, _MORE * self._margin)
 
     def __str__(self) -> str:
-        if not self._chosen.curvature.largest:
+        if not self.largest_kappa:
             return "Stabilized()"
         used = self._chosen.curvature.kappas[self._chosen.curvature.kappas > 0]
         return f"Stabilized, kappa {used.max():.2g} to {used.min():.2g} a training step"

@@ -77,6 +77,15 @@ class Tangent:
     def work(self, stride: int) -> int:
         return 1 if self._known is None else 1 + self._known.size.num_rows(stride)
 
+    def rows(self, stride: int) -> int:
+        """Of the Gram matrix of a coarse step, once the size of the function space is known."""
+        return self._known.size.num_rows(stride) if self._known else 0
+
+    @property
+    def direct(self) -> bool:
+        """Whether a coarse step is known to be linear algebra alone, with no loop over the training steps."""
+        return self._known is not None and self._known.is_direct
+
     def method(self, num_steps: int) -> Multigrid:
         """Factors of 4, for as long as the Gram matrix of a coarse step fits."""
         stride, levels = _FACTOR, 2
@@ -93,7 +102,16 @@ class Tangent:
         state = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, states)
         size = Size.of(step, state.params)
         self._require_fit(size, _FACTOR)
-        return replace(self, _known=_Known(size, _parts(step, state)[2] is None)), 0, 0
+        is_linear = _parts(step, state)[2] is None
+        direct = []
+
+        def look(state):
+            space = FunctionSpace(step, state.params, jnp.int32(0), 1, False, 1)
+            # On the same data a rate that changes from step to step leaves no closed form.
+            direct.append(is_linear and space.is_affine and not (size.same_data and _counters(state.opt_state)))
+
+        eqx.filter_eval_shape(look, state)
+        return replace(self, _known=_Known(size, is_linear, direct[0])), 0, 0
 
     def _require_fit(self, size: Size, stride: int) -> None:
         if size.gram_bytes(stride) > self.memory:
@@ -129,8 +147,7 @@ class Tangent:
             training = LinearisedTraining(space, optimizer, kind, opt_state, scale, stride)
             return self._replayed(step, state, space, training.output_gradients(), stride)
         training = LinearisedTraining(space, optimizer, kind, state.opt_state, None, stride)
-        counters = [x for x in jax.tree.leaves(state.opt_state) if not jnp.issubdtype(x.dtype, jnp.floating)]
-        if space.same_data and space.is_affine and len(training.groups) == 1 and not counters:
+        if space.same_data and space.is_affine and len(training.groups) == 1 and not _counters(state.opt_state):
             after, opt_state = _closed_form(training, params, state.opt_state)
         else:
             c = training.output_gradients()
@@ -156,6 +173,11 @@ class Tangent:
 class _Known:
     size: Size
     is_linear: bool
+    is_direct: bool
+
+
+def _counters(opt_state: PyTree) -> bool:
+    return any(not jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(opt_state))
 
 
 class _GivenGradients:

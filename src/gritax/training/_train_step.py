@@ -1,7 +1,8 @@
 """A training step of a JAX user's loss, Optax optimizer and data, as a propagator."""
 
+import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,9 +16,12 @@ from .._arguments import require_key
 from .._hierarchy import Multigrid
 from .._optimizer import update
 from .._state import traced
-from ..coarse import CoarseStep, FrozenGradient
+from ..coarse import Automatic, CoarseStep, FrozenGradient, Words
 from ._first_step import require_state, require_usable
 from ._second_moments import nonnegative
+
+
+logger = logging.getLogger("gritax")
 
 
 class TrainState(NamedTuple):
@@ -39,7 +43,9 @@ class TrainStep(eqx.Module):
       `has_aux`, `loss(params, stats, batch[, key]) -> (scalar, new_stats)`.
     - `optimizer`: any Optax transformation whose state has a fixed structure.
     - `batch`: `batch(step) -> pytree`, the data of a step, such as `gritax.data.Epochs`. Pure, and `step` may be traced.
-    - `coarse`: the coarse propagator; `None` for `FrozenGradient()`.
+    - `coarse`: the coarse propagator; `None` for `FrozenGradient()`; `"auto"` for the one of `FrozenGradient`, `Stabilized` and
+      `Tangent` whose depth promises to be least, for each solve, from the curvature and the sizes. `Solution.coarse_steps` says
+      which, and why.
     - `key`: a JAX random key; the loss of step `i` gets it folded with `i`.
     - `has_aux`: whether the loss takes running statistics and returns the new ones.
     - `trainable`: which leaves of `params` are trained, an Equinox filter (a function of a leaf, or a pytree of bools). By
@@ -61,31 +67,32 @@ class TrainStep(eqx.Module):
     key: Array | None
     has_aux: bool
     trainable: PyTree
+    _why: Words
 
     def __init__(
         self,
         loss,
         optimizer,
         batch,
-        coarse: CoarseStep | None = None,
+        coarse: CoarseStep | Literal["auto"] | None = None,
         *,
         key=None,
         has_aux=False,
         trainable=eqx.is_inexact_array,
     ):
-        coarse = FrozenGradient() if coarse is None else coarse
+        coarse = FrozenGradient() if coarse is None else Automatic() if isinstance(coarse, str) and coarse == "auto" else coarse
         for name, value, wanted in (("loss", loss, "(params, batch)"), ("batch", batch, "(step)")):
             if not callable(value):
                 raise ValueError(f"{name} must be a function {name}{wanted}, not a {type(value).__name__}.")
         if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
             raise ValueError(f"optimizer must be an Optax transformation such as optax.sgd(0.1), not {optimizer!r}.")
         if isinstance(coarse, type) or not callable(coarse) or not callable(getattr(coarse, "depth", None)):
-            raise ValueError(f"coarse must be a coarse propagator such as gritax.FrozenGradient(), not {coarse!r}.")
+            raise ValueError(f'coarse must be "auto" or a coarse propagator such as gritax.FrozenGradient(), not {coarse!r}.')
         if not isinstance(has_aux, bool):
             raise ValueError(f"has_aux must be True or False, not {has_aux!r}.")
         require_key(key)
         self.loss, self.optimizer, self.batch, self.coarse = loss, optimizer, batch, coarse
-        self.key, self.has_aux, self.trainable = key, has_aux, trainable
+        self.key, self.has_aux, self.trainable, self._why = key, has_aux, trainable, Words()
 
     def init(self, params: PyTree, stats: PyTree = ()) -> TrainState:
         """The state of step 0, from the initial parameters and, with `has_aux`, statistics.
@@ -169,6 +176,10 @@ class TrainStep(eqx.Module):
         self, states: TrainState, starts: np.ndarray, num_steps: int, iteration: int | None
     ) -> tuple["TrainStep | None", int, int]:
         """(this step with another coarse propagator for `states`, stacked, at the steps `starts`; depth and work spent)."""
+        if isinstance(self.coarse, Automatic):
+            coarse, why, depth, work = self.coarse.choose(self, states, starts, num_steps)
+            logger.info("%s, %s", coarse, why)
+            return eqx.tree_at(lambda step: step._why, self._with(coarse), why), depth, work
         adapt = getattr(self.coarse, "adapted", None)
         coarse, depth, work = (self.coarse, 0, 0) if adapt is None else adapt(self, states, starts, num_steps, iteration)
         return None if coarse is self.coarse else self._with(coarse), depth, work
@@ -184,7 +195,7 @@ class TrainStep(eqx.Module):
 
     def describe(self) -> str:
         """The coarse propagator, in words."""
-        return str(self.coarse)
+        return f"{self.coarse}; {self._why}" if self._why else str(self.coarse)
 
     def depth(self, stride: int) -> int:
         return 1 if stride == 1 else self.coarse.depth(stride)

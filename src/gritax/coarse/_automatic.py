@@ -1,0 +1,96 @@
+"""`coarse="auto"`: the coarse propagator that promises the least depth."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ._protocol import CoarseStep
+from .frozen_gradient import FrozenGradient
+from .stabilized import Stabilized
+from .tangent import Tangent
+
+
+_BEND = 0.5
+_ROWS = 1024
+_STRIDE = 64
+
+
+class Words(str):
+    """A sentence for the user: programs are the same whatever it says."""
+
+    def __eq__(self, other):
+        return isinstance(other, Words)
+
+    def __hash__(self):
+        return 0
+
+
+@dataclass(frozen=True)
+class Automatic:
+    """One of `FrozenGradient`, `Stabilized` and `Tangent`, chosen for each solve; outside of a solve, the first.
+
+    Each proposes its levels, relaxation, refresh or stages for the curvature at the initial state. The one whose depth is least
+    is taken, counted for as many iterations as it has needed wherever training converges at a usual rate: 4, 5 and 8
+    (`docs/propagators.md`). Tangent takes part only if its coarse steps are few operations (closed form, or a triangular system
+    of at most 1,024 rows for 64 training steps) and the network bends little in a training step, at a kappa of at most .5.
+    """
+
+    chunk: int = 16
+
+    def __call__(self, step: Any, state: PyTree, start: Array, stride: int) -> PyTree:
+        return FrozenGradient(chunk=self.chunk)(step, state, start, stride)
+
+    def depth(self, stride: int) -> int:
+        return FrozenGradient().depth(stride)
+
+    def work(self, stride: int) -> int:
+        return FrozenGradient().work(stride)
+
+    def choose(self, step: Any, states: PyTree, starts: np.ndarray, num_steps: int) -> tuple[CoarseStep, Words, int, int]:
+        """(the propagator, why, depth and work spent on the choice), from the initial state."""
+        first = lambda coarse: coarse.adapted(step, states, starts, num_steps, None)
+        (frozen, *spent), (stabilized, *spent_again) = (
+            first(FrozenGradient(chunk=self.chunk)),
+            first(Stabilized(chunk=self.chunk)),
+        )
+        found: list[tuple[int, FrozenGradient | Stabilized | Tangent]] = [
+            (_depth(frozen, num_steps, 4), frozen),
+            (_depth(stabilized, num_steps, 5), stabilized),
+        ]
+        try:
+            tangent = first(Tangent())[0]
+        except ValueError as error:
+            refused = str(error).partition(". ")[0].rstrip(".")
+        else:
+            refused = _refused(tangent, stabilized.largest_kappa)
+            if not refused:
+                found.append((_depth(tangent, num_steps, 8), tangent))
+        chosen = min(found, key=lambda each: each[0])[1]
+        expected = ", ".join(f"{type(coarse).__name__} {depth:,}" for depth, coarse in found)
+        words = f"expected depths: {expected}" + (f"; not Tangent, since {refused}" if refused else "")
+        return chosen, Words(words), spent[0] + spent_again[0], spent[1] + spent_again[1]
+
+
+def _refused(tangent: Tangent, kappa: float) -> str:
+    """Why Tangent is none of the candidates, if so."""
+    if not tangent.direct:
+        return "it would follow the optimizer step by step"
+    rows = tangent.rows(_STRIDE)
+    if rows > _ROWS:
+        return f"a coarse step of {_STRIDE} has {rows:,} rows"
+    return f"kappa is {kappa:.2g} a training step" if kappa > _BEND else ""
+
+
+def _depth(coarse: FrozenGradient | Stabilized | Tangent, num_steps: int, iterations: int) -> int:
+    """Evaluations in sequence of a solve by V-cycles from the nested guess."""
+    *relaxed, last = coarse.method(num_steps).hierarchy(num_steps).levels
+    once = lambda level: 1 if level.stride == 1 else coarse.depth(level.stride)
+    if not relaxed:
+        return last.size
+    finest, *between = relaxed
+    guess = last.size * once(last) + sum((level.factor - 1) * once(level) for level in between) + finest.factor
+    # On a coarse level: right-hand side, FC sweeps and the F-relaxation before them, F-points on the way up.
+    cycle = sum((1 + (level.sweeps + 2) * level.factor - 1) * once(level) for level in between)
+    return guess + iterations * ((finest.sweeps + 1) * finest.factor + cycle + (1 + last.size) * once(last))
