@@ -6,16 +6,11 @@ Counts do not depend on the machine; the seconds are those of one call, with its
 """
 
 import argparse
-import json
 import math
-import shlex
-import sys
-import time
-from pathlib import Path
 
 import jax
 import optax
-from _measuring import machine, today, versions
+from _rows import row, write
 
 import gritax
 
@@ -26,17 +21,13 @@ FrozenGradient, Multigrid = gritax.FrozenGradient, gritax.Multigrid
 STEPS = 8192
 
 
-def distance(a, b):
-    return float(optax.tree.norm(jax.tree.map(lambda x, y: x - y, a, b)))
-
-
 def digits(optimizer, refresh, *, method=None, steps=STEPS, seeds=range(1, 6), coarse=None, **options):
     for seed in seeds:
         yield gritax.problems.digits(optimizer, seed, coarse=coarse or FrozenGradient(refresh), **options), seed, steps, method
 
 
-def stabilized(optimizer, seeds=(1, 2)):
-    for steps in (2048, STEPS):
+def stabilized(optimizer, seeds=(1, 2), sizes=(2048, STEPS)):
+    for steps in sizes:
         yield from digits(optimizer, None, steps=steps, seeds=seeds, coarse=gritax.Stabilized())
 
 
@@ -91,6 +82,9 @@ GROUPS = {
     "stabilized, sgd": lambda: stabilized(optax.sgd(0.1)),
     "stabilized, heavy ball": lambda: stabilized(optax.sgd(0.02, momentum=0.9)),
     "stabilized, adam": lambda: stabilized(optax.adam(1e-3)),
+    "stabilized, sgd, 65,536": lambda: stabilized(optax.sgd(0.1), (1,), (65536,)),
+    "stabilized, adam, 65,536": lambda: stabilized(optax.adam(1e-3), (1,), (65536,)),
+    "stabilized, heavy ball, 65,536": lambda: stabilized(optax.sgd(0.02, momentum=0.9), (1,), (65536,)),
     "stabilized, xor": lambda: xor(False),
     "stabilized, xor serialised": lambda: xor(True),
     "tangent, xor": lambda: tangent(False, sizes=(1600, 6400, 25600, 102400, 409600), seeds=range(1, 11)),
@@ -100,35 +94,6 @@ GROUPS = {
 }
 
 
-def row(name, problem, seed, steps, method, tolerance=None):
-    began = time.perf_counter()
-    solution = gritax.solve(problem.step, problem.state, steps, method, tolerance=tolerance, throw=False, max_iterations=12)
-    seconds = time.perf_counter() - began
-    began = time.perf_counter()
-    serial = jax.block_until_ready(gritax.solve_serial(problem.step, problem.state, steps))
-    return {
-        "group": name,
-        "seed": seed,
-        "steps": steps,
-        "levels": solution.level_sizes,
-        "coarse_steps": solution.coarse_steps,
-        "restarts": solution.restarts,
-        "converged": solution.converged,
-        "iterations": solution.iterations,
-        "depth": solution.depth,
-        "potential_speedup": round(solution.potential_speedup, 2),
-        "work_per_step": round(solution.work / steps, 1),
-        "relative_residuals": [float(f"{r:.2e}") for r in solution.relative_residuals],
-        "relative_error": float(
-            f"{distance(solution.params, serial.params) / distance(serial.params, problem.state.params):.2e}"
-        ),
-        "metrics": problem.metrics(solution.params),
-        "seconds": round(seconds, 1),
-        "serial_seconds": round(time.perf_counter() - began, 1),
-        "reason": solution.reason,
-    }
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("groups", nargs="*", help=f"all, if none is named: {', '.join(GROUPS)}")
@@ -136,12 +101,11 @@ def main():
     arguments = parser.parse_args()
     rows = []
     for name in arguments.groups or GROUPS:
-        for case in GROUPS[name]():
-            rows.append(row(name, *case))
+        for problem, seed, *case in GROUPS[name]():
+            rows.append(row(problem, *case, group=name, seed=seed))
             print({key: value for key, value in rows[-1].items() if key not in ("levels", "metrics")}, flush=True)
             if arguments.json:
-                made_by = {"command": shlex.join(["python", *sys.argv]), "machine": machine(), "versions": versions()}
-                Path(arguments.json).write_text(json.dumps(made_by | {"date": today(), "rows": rows}, indent=1) + "\n")
+                write(arguments.json, rows)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,6 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
         "relative_residuals": solution.relative_residuals.tolist(),
         "level_sizes": solution.level_sizes,
         "depth": solution.depth,
-        "depth_on_64": solution.depth_on(64),
         "work": solution.work,
         "potential_speedup": solution.potential_speedup,
         "coarse_steps": solution.coarse_steps,
