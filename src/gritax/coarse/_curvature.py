@@ -1,6 +1,7 @@
 """How stiff training is for a coarse step that freezes its gradients."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -41,36 +42,49 @@ def largest_kappas(step: Any, states: PyTree, starts: Array | np.ndarray, span: 
 @partial(kernel, static_argnums=(2, 3, 4, 5))
 def _power_iteration(arrays, starts, constants, structure, span, chunk):
     step, states = eqx.combine(arrays, jax.tree.unflatten(structure, constants))
-    arrays, constants = eqx.partition(states, eqx.is_array)
 
-    def at(arrays, start):
-        state = eqx.combine(arrays, constants)
-        # Moments that are still empty would make any gradient look small; a few at these parameters fill them.
-        state = state._replace(opt_state=_replayed(step, state, start, span, chunk).opt_state)
-        params, others = step.split(state.params)
+    def at(state, start):
+        product, params = operator(step, state, start, span, chunk)
 
-        def moved(params):
-            after = _replayed(step, state._replace(params=eqx.combine(params, others)), start + span, span, chunk)
-            return at_rest(step, after, _DRAIN)
-
-        here = moved(params)
-        eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
-        # By differences: an optimizer may have no derivative where a gradient is zero, as the root of Adam's moment.
-        length = math.sqrt(eps) * (1 + norm(params))
-
-        def product(v, _):
+        def next_product(v, _):
             size = norm(v)
-            v = jax.tree.map(lambda x: x / jnp.where(size > 0, size, 1).astype(x.dtype), v)
-            there = moved(jax.tree.map(lambda x, y: x + length.astype(x.dtype) * y, params, v))
-            v = jax.tree.map(lambda x, y, z: x - (y - z) / length.astype(x.dtype), v, there, here)
+            v = product(jax.tree.map(lambda x: x / jnp.where(size > 0, size, 1).astype(x.dtype), v))
             return v, norm(v)
 
         leaves, structure = jax.tree.flatten(params)
         keys = jax.random.split(jax.random.key(0), len(leaves))
         first = [jax.random.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
-        return jax.lax.scan(product, jax.tree.unflatten(structure, first), length=_PRODUCTS)[1][-1]
+        return jax.lax.scan(next_product, jax.tree.unflatten(structure, first), length=_PRODUCTS)[1][-1]
 
-    return jax.vmap(at)(arrays, starts)
+    return over_states(at, states, starts)
+
+
+def over_states(at: Callable[[Any, Array], Any], states: PyTree, *others: Any) -> Any:
+    """`at` each of the states, stacked."""
+    arrays, constants = eqx.partition(states, eqx.is_array)
+    return jax.vmap(lambda arrays, *others: at(eqx.combine(arrays, constants), *others))(arrays, *others)
+
+
+def operator(step: Any, state: PyTree, start: Array, span: int, chunk: int) -> tuple[Callable[[PyTree], PyTree], PyTree]:
+    """(v -> span P H v, the trainable parameters it is taken at), two evaluations, and one more for each product."""
+    # Moments that are still empty would make any gradient look small; a few at these parameters fill them.
+    state = state._replace(opt_state=_replayed(step, state, start, span, chunk).opt_state)
+    params, others = step.split(state.params)
+
+    def moved(params):
+        after = _replayed(step, state._replace(params=eqx.combine(params, others)), start + span, span, chunk)
+        return at_rest(step, after, _DRAIN)
+
+    here = moved(params)
+    eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
+    # By differences: an optimizer may have no derivative where a gradient is zero, as the root of Adam's moment.
+    length = math.sqrt(eps) * (1 + norm(params))
+
+    def product(v):
+        there = moved(jax.tree.map(lambda x, y: x + length.astype(x.dtype) * y, params, v))
+        return jax.tree.map(lambda x, y, z: x - (y - z) / length.astype(x.dtype), v, there, here)
+
+    return product, params
 
 
 def _replayed(step, state, start, span, chunk):

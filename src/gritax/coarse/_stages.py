@@ -21,6 +21,7 @@ from jaxtyping import Array, PyTree
 _DAMPING = 0.1
 _REACH = 1.87
 _PIECES = 16
+_SLOW = 0.05
 
 
 def stages(stiffness: Any) -> Any:
@@ -62,17 +63,31 @@ class Curvature(eqx.Module):
         return xp.max(xp.where((self.steps < start + stride) & (ends > start), self.kappas, 0), axis=-1)
 
 
+def _constants(s: Array) -> tuple[Array, Array, Array]:
+    """(w_0, w_1, T_s(w_0))."""
+    over = _DAMPING / s**2
+    angle = jnp.log1p(over + jnp.sqrt(over * (2 + over)))
+    return 1 + over, jnp.sinh(angle) / (s * jnp.tanh(s * angle)), jnp.cosh(s * angle)
+
+
+def exact(stiffness: Array, count: Array) -> Array:
+    """By what to multiply the changes of modes so that so many stages take them by $e^{-x}$: d where P(d x) is that."""
+    s = count.astype(stiffness.dtype)
+    w0, w1, largest = _constants(s)
+    # The slowest are as good as exact, and the inverse of P has not the digits for them.
+    x = jnp.maximum(stiffness, _SLOW)
+    t = jnp.exp(-x) * largest
+    inverse = jnp.where(t > 1, jnp.cosh(jnp.arccosh(jnp.maximum(t, 1)) / s), jnp.cos(jnp.arccos(jnp.minimum(t, 1)) / s))
+    return jnp.where(stiffness > _SLOW, (w0 - inverse) / (w1 * x), 1)
+
+
 def chebyshev(evaluate: Callable[[PyTree], tuple[PyTree, PyTree]], first: PyTree, count: Array) -> tuple[PyTree, PyTree]:
     """(the result of `count` stages from `first`, what `evaluate` returned beside the change in the last of them).
 
     `evaluate(y) -> (change, other arrays)`. The count may be traced: stages are one loop.
     """
     dtype = jnp.result_type(*jax.tree.leaves(first))
-    s = count.astype(dtype)
-    over = _DAMPING / s**2
-    w0 = 1 + over
-    angle = jnp.log1p(over + jnp.sqrt(over * (2 + over)))
-    w1 = jnp.sinh(angle) / (s * jnp.tanh(s * angle))
+    w0, w1, _ = _constants(count.astype(dtype))
 
     def stage(j, carry):
         (before, t_before), (y, t), _ = carry

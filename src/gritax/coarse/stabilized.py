@@ -17,6 +17,7 @@ from ._linear import linear
 from ._replay import Replay
 from ._slow import at_rest, memory
 from ._stages import Curvature, chebyshev, reach, stages
+from ._stiffest import Stiffest, stiffest_directions
 
 
 _EARLY = 1.15
@@ -43,7 +44,8 @@ class Stabilized(eqx.Module):
 
     Where one stage is enough, the step is that of `FrozenGradient`. The number of stages is that of the largest
     curvature within the coarse step, measured at the initial state and again after the first iteration along the run, where it
-    usually has fallen.
+    usually has fallen. From then on the stiffest directions, a basis of which is found along the run at the same time, are taken
+    exactly (as far as the loss is quadratic), and the curvature that counts is that of the others.
 
     A depth of s, with momentum s + 1; a work of `stride` for each evaluation.
 
@@ -51,9 +53,11 @@ class Stabilized(eqx.Module):
 
     - `kappa`: learning rate times largest curvature, of one training step (over $1 - \beta$ with momentum, with the
       root of the second moment in it for Adam). `None` measures it, and tries half as much again if the solve diverges.
+    - `directions`: how many of the stiffest to take exactly, at most half as many as there are parameters, at a memory of 8
+      states each; 0 for none. None if `kappa` is given.
     - `chunk`: at most so many gradients of a coarse step are held at a time; those of one chunk are evaluated as one batch.
 
-    Raises `ValueError` for a `kappa` that is not positive and for a `chunk` below 1 or not whole.
+    Raises `ValueError` for a `kappa` that is not positive, for `directions` below 0 and a `chunk` below 1, or not whole.
 
     >>> import gritax
     >>> coarse = gritax.Stabilized(kappa=0.1)
@@ -62,19 +66,38 @@ class Stabilized(eqx.Module):
     """
 
     kappa: float | None = eqx.field(static=True)
+    directions: int = eqx.field(static=True)
     chunk: int = eqx.field(static=True)
     _margin: float = eqx.field(static=True)
     _chosen: "_Chosen"
+    _stiffest_directions: Stiffest | None
 
-    def __init__(self, kappa: float | None = None, *, chunk: int = 16, _margin: float = _MARGIN, _chosen=None):
+    def __init__(
+        self,
+        kappa: float | None = None,
+        *,
+        directions: int = 32,
+        chunk: int = 16,
+        _margin: float = _MARGIN,
+        _chosen=None,
+        _stiffest_directions=None,
+    ):
         if kappa is not None and (isinstance(kappa, bool) or not isinstance(kappa, Real) or not 0 < kappa < math.inf):
             raise ValueError(f"kappa, the learning rate times the largest curvature, must be positive, not {kappa!r}.")
+        require_whole("directions", directions, 0)
         require_whole("chunk", chunk, 1)
-        self.kappa, self.chunk, self._margin = kappa, chunk, _margin
-        self._chosen = _chosen or _Chosen.of(kappa)
+        self.kappa, self.directions, self.chunk, self._margin = kappa, directions, chunk, _margin
+        self._chosen, self._stiffest_directions = _chosen or _Chosen.of(kappa), _stiffest_directions
 
-    def _with(self, chosen: "_Chosen", margin: float | None = None) -> "Stabilized":
-        return Stabilized(self.kappa, chunk=self.chunk, _margin=margin or self._margin, _chosen=chosen)
+    def _with(self, chosen: "_Chosen", directions: Stiffest | None, margin: float | None = None) -> "Stabilized":
+        return Stabilized(
+            self.kappa,
+            directions=self.directions,
+            chunk=self.chunk,
+            _margin=margin or self._margin,
+            _chosen=chosen,
+            _stiffest_directions=directions,
+        )
 
     def depth(self, stride: int) -> int:
         """Where the curvature is largest; see `cost`."""
@@ -127,11 +150,16 @@ class Stabilized(eqx.Module):
 
         z = slow(state)
 
+        count, directions = stages(self._chosen.curvature.within(start, stride) * stride), self._stiffest_directions
+
         def evaluate(y):
             after = replay(y)
-            return jax.tree.map(lambda x, y: x - y, slow(after), z), eqx.filter(after, eqx.is_array)
+            change = jax.tree.map(lambda x, y: x - y, slow(after), z)
+            if directions is not None:
+                change = directions.corrected(change, start, stride, count)
+            return change, eqx.filter(after, eqx.is_array)
 
-        end, after = chebyshev(evaluate, z, stages(self._chosen.curvature.within(start, stride) * stride))
+        end, after = chebyshev(evaluate, z, count)
         if lasting == 1:
             after = eqx.combine(after, eqx.filter(state, eqx.is_array, inverse=True))
             return after._replace(params=eqx.combine(end, others))
@@ -144,36 +172,50 @@ class Stabilized(eqx.Module):
     ) -> tuple["Stabilized", int, int]:
         """(this step with the curvature at these states, depth and work spent)."""
         if iteration is None:
-            params = jax.tree.map(lambda x: x[0], step.split(states.params)[0])
-            lasting = memory(step.optimizer, params)
-            # A velocity is to have decayed within an interval; where it is divided by the root of a second moment, it is small.
-            first = 1 if lasting == 1 else 2 * lasting if linear(step.optimizer, params) else 2 * _FACTOR
-            self = self._with(_Chosen.of(self.kappa, lasting, first))
+            self = self._begun(step, states, num_steps)
         # The nested guess is too far from the trajectory: what it meets says nothing.
         if self.kappa is not None or iteration == 0:
             return self, 0, 0
         span = min(SPAN, max(num_steps // 2, 1))
-        found, depth, work = largest_kappas(step, states, np.clip(starts, 0, max(num_steps - 2 * span, 0)), span, self.chunk)
-        found = found * self._margin
+        where = np.clip(starts, 0, max(num_steps - 2 * span, 0))
+        directions = self._stiffest_directions
         if iteration is None:
-            return self._with(self._chosen.along(starts, np.nan_to_num(found, nan=1.0, posinf=1.0) * _EARLY)), depth, work
+            found, depth, work = largest_kappas(step, states, where, span, self.chunk)
+            found = np.nan_to_num(found * self._margin, nan=1.0, posinf=1.0) * _EARLY
+            return self._with(self._chosen.along(starts, found), directions), depth, work
+        if directions is None:
+            found, depth, work = largest_kappas(step, states, where, span, self.chunk)
+        else:
+            directions, found, depth, work = stiffest_directions(step, states, where, span, self.chunk, directions)
         if not np.all(np.isfinite(found)):  # the solve diverges, and is started again
             return self, depth, work
-        starts, found = np.append(0, starts), np.append(self._chosen.curvature.kappas[0] / _EARLY, found)
-        return self._with(self._chosen.along(starts, found)), depth, work
+        starts, found = np.append(0, starts), np.append(self._chosen.curvature.kappas[0] / _EARLY, found * self._margin)
+        return self._with(self._chosen.along(starts, found), directions), depth, work
+
+    def _begun(self, step: Any, states: PyTree, num_steps: int) -> "Stabilized":
+        """What depends on the optimizer and the sizes alone."""
+        params = jax.tree.map(lambda x: x[0], step.split(states.params)[0])
+        lasting = memory(step.optimizer, params)
+        # A velocity is to have decayed within an interval; where it is divided by the root of a second moment, it is small.
+        first = 1 if lasting == 1 else 2 * lasting if linear(step.optimizer, params) else 2 * _FACTOR
+        directions = Stiffest.nowhere(params, self.directions)
+        return self._with(_Chosen.of(self.kappa, lasting, first), directions if directions.count and self.kappa is None else None)
 
     def finer(self) -> "Stabilized | None":
         """For half as much curvature again as was found, if it was not the caller's."""
         if self.kappa is not None or self._margin > _LARGEST_MARGIN:
             return None
         more = self._chosen.along(np.zeros(1, np.int32), np.full(1, _MORE * self.largest_kappa))
-        return self._with(more, _MORE * self._margin)
+        known = self._stiffest_directions
+        return self._with(more, known and known.forgotten(), _MORE * self._margin)
 
     def __str__(self) -> str:
         if not self.largest_kappa:
             return "Stabilized()"
         used = self._chosen.curvature.kappas[self._chosen.curvature.kappas > 0]
-        return f"Stabilized, kappa {used.max():.2g} to {used.min():.2g} a training step"
+        words = f"Stabilized, kappa {used.max():.2g} to {used.min():.2g} a training step"
+        known = self._stiffest_directions
+        return f"{words} beside {known.count} directions" if known and known.anywhere else words
 
 
 class _Chosen(eqx.Module):

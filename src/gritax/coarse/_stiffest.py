@@ -1,0 +1,142 @@
+r"""The stiffest directions along a run, in which a coarse step is exact, so that its stages need only serve the others.
+
+The curvature of a network is large in few directions, about as many as it has outputs, and these turn slowly once training is
+under way (Gur-Ari, Roberts and Dyer 2018, arXiv 1812.04754). With a basis Q of them and $Q^T P H Q = V \Lambda V^{-1}$, the change
+that a stage makes is multiplied in each of these modes by the d that gives it its factor $e^{-M \lambda}$ (`exact`).
+Where gradients in them vanish, they do so still: stiff modes go where the slow ones take them.
+"""
+
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
+
+from .._kernel import kernel
+from ._curvature import operator, over_states
+from ._stages import exact
+
+
+_POINTS = 8
+_PRODUCTS = 8
+_REST_PRODUCTS = 6
+_SYMMETRIC = 1e-3
+_NEVER = np.iinfo(np.int32).max
+
+
+class Stiffest(eqx.Module):
+    """From step `steps[i]` on: a basis [n, k] of the stiffest directions, the modes in it and their kappas, per training step."""
+
+    steps: Array | np.ndarray
+    basis: Array | np.ndarray
+    modes: Array | np.ndarray
+    inverse: Array | np.ndarray
+    kappas: Array | np.ndarray
+
+    @classmethod
+    def nowhere(cls, params: PyTree, count: int) -> "Stiffest":
+        """Of the same shapes as those to come, for the same programs."""
+        flat = jax.eval_shape(lambda: ravel_pytree(params)[0])
+        count = min(count, flat.size // 2)
+        zeros = lambda *shape: np.zeros((_POINTS, *shape), flat.dtype)
+        square = zeros(count, count)
+        return cls(np.full(_POINTS, _NEVER, np.int32), zeros(flat.size, count), square, square, zeros(count))
+
+    @property
+    def count(self) -> int:
+        return self.kappas.shape[-1]
+
+    @property
+    def anywhere(self) -> bool:
+        return bool(np.any(self.steps != _NEVER))
+
+    def forgotten(self) -> "Stiffest":
+        return eqx.tree_at(lambda self: self.steps, self, np.full(_POINTS, _NEVER, np.int32))
+
+    def along(self, steps: np.ndarray, basis: Array, in_basis: np.ndarray) -> "Stiffest":
+        """With the basis [P, n, k] at these steps, and what the training step is in it, [P, k, k]."""
+        modes, inverse, kappas = (np.stack(each).astype(basis.dtype) for each in zip(*map(_modes, in_basis), strict=True))
+        pad = lambda x: np.pad(np.asarray(x), [(0, _POINTS - len(steps)), *[(0, 0)] * (x.ndim - 1)])
+        starts = np.append(steps, np.full(_POINTS - len(steps), _NEVER)).astype(np.int32)
+        return Stiffest(starts, pad(basis), pad(modes), pad(inverse), pad(kappas))
+
+    def corrected(self, change: PyTree, start: Array, stride: int, count: Array) -> PyTree:
+        """The change of one of `count` stages, in the stiffest directions made exact."""
+        flat, unravel = ravel_pytree(change)
+        begun = jnp.asarray(self.steps) <= start + stride // 2
+        # All bases for all lanes: one product of matrices, where each lane's own would be copied for it.
+        here = jnp.maximum(jnp.sum(begun) - 1, 0)
+        coordinates = self.inverse[here] @ jnp.einsum("pnk,n->pk", self.basis, flat)[here]
+        longer = exact(stride * self.kappas[here], count) - 1
+        share = jnp.where(begun.any() & (jnp.arange(_POINTS) == here), 1, 0).astype(flat.dtype)
+        coefficients = share[:, None] * (self.modes[here] @ (longer * coordinates))[None]
+        return unravel(flat + jnp.einsum("pnk,pk->n", self.basis, coefficients))
+
+
+def _modes(in_basis: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(V, its inverse, kappas), all real: where two modes turn into each other, V spans their plane."""
+    if np.abs(in_basis - in_basis.T).max() <= _SYMMETRIC * np.abs(in_basis).max():
+        kappas, modes = np.linalg.eigh((in_basis + in_basis.T) / 2)
+        return modes, modes.T, np.maximum(kappas, 0)
+    kappas, modes = np.linalg.eig(in_basis)
+    modes = np.where(kappas.imag < 0, modes.imag, modes.real)
+    return modes, np.linalg.inv(modes), np.where(kappas.real > 0, np.abs(kappas), 0)
+
+
+def stiffest_directions(
+    step: Any, states: PyTree, starts: np.ndarray, span: int, chunk: int, known: Stiffest
+) -> tuple[Stiffest, np.ndarray, int, int]:
+    """(the stiffest directions at these states, stacked; kappa of the rest from each of `starts` to the next; depth; work).
+
+    As many as in `known`, by orthogonal iteration with the frozen-gradient step of `span` training steps. With the directions
+    of one state, the rest is measured there and at the state after it.
+    """
+    arrays, constants = eqx.partition((step, states), eqx.is_array)
+    leaves, structure = jax.tree.flatten(constants)
+    basis, in_basis, rest = _orthogonal_iteration(arrays, jnp.asarray(starts), tuple(leaves), structure, span, chunk, known.count)
+    at_each = known.count * _PRODUCTS + 2 * _REST_PRODUCTS + 4
+    depth = 2 + _PRODUCTS + _REST_PRODUCTS
+    rest = np.asarray(rest) / span
+    found = known.along(starts, basis, np.asarray(in_basis) / span) if np.all(np.isfinite(rest)) else known
+    return found, rest, depth, at_each * span * len(starts)
+
+
+@partial(kernel, static_argnums=(2, 3, 4, 5, 6))
+def _orthogonal_iteration(arrays, starts, constants, structure, span, chunk, count):
+    step, states = eqx.combine(arrays, jax.tree.unflatten(structure, constants))
+
+    def at(state, start, after, start_after):
+        product, params = operator(step, state, start, span, chunk)
+        product_after, _ = operator(step, after, start_after, span, chunk)
+        flat, unravel = ravel_pytree(params)
+        on_flat = lambda product: lambda v: ravel_pytree(product(unravel(v)))[0]
+        block = jax.vmap(on_flat(product), 1, 1)
+        first = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (flat.size, count), flat.dtype))[0]
+
+        def next_basis(_, carry):
+            return (basis := jnp.linalg.qr(carry[1])[0]), block(basis)
+
+        basis, products = jax.lax.fori_loop(0, _PRODUCTS, next_basis, (first, first))
+
+        def rest(product):
+            def next_product(v, _):
+                v = v - basis @ (basis.T @ v)
+                v = on_flat(product)(v / jnp.linalg.norm(v))
+                v = v - basis @ (basis.T @ v)
+                return v, jnp.linalg.norm(v)
+
+            random = jax.random.normal(jax.random.key(1), flat.shape, flat.dtype)
+            return jax.lax.scan(next_product, random, length=_REST_PRODUCTS)[1][-1]
+
+        return basis, basis.T @ products, jnp.maximum(rest(product), rest(product_after))
+
+    def one_by_one(inputs):
+        return at(*(eqx.combine(each, constants) if i % 2 == 0 else each for i, each in enumerate(inputs)))
+
+    states, constants = eqx.partition(states, eqx.is_array)
+    after = jax.tree.map(lambda x: jnp.append(x[1:], x[-1:], axis=0), (states, starts))
+    return jax.lax.map(one_by_one, (states, starts, *after))
