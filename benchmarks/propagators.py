@@ -59,21 +59,13 @@ def measured(problem, name):
         return {**names, "steps": steps, "refused": str(error)}
 
 
+_FIGURES = ("iterations", "depth", "speedup", "on 64 devices", "work", "seconds", "serial")
+
+
 def table(rows):
     lines = [
-        _line(
-            [
-                "problem",
-                "steps",
-                "coarse propagator",
-                *"iterations depth speedup".split(),
-                "on 64 devices",
-                "work",
-                "seconds",
-                "serial",
-            ]
-        ),
-        _line(["---", "--:", "---", *["--:"] * 7]),
+        _line(["problem", "steps", "coarse propagator", *_FIGURES]),
+        _line(["---", "--:", "---", *["--:"] * len(_FIGURES)]),
     ]
     for each in rows:
         begin = [each["problem"], f"{each['steps']:,}", each["propagator"]]

@@ -144,3 +144,13 @@ def test_on_minibatches_it_errs_on_the_safe_side(coarse, seed):
     predicted = gritax.spectrum(problem.step, problem.state, 1024)
     solution = gritax.solve(problem.step, problem.state, 1024)
     assert np.max(solution.residuals[2:] / solution.residuals[1:-1]) < predicted.factor < 1
+
+
+def test_the_stiffest_directions_are_predicted_as_they_are_taken():
+    """A network whose spectrum is wide: without them the same stages would be unstable."""
+    step, state = _quadratic(gritax.Stabilized(directions=20), optax.sgd(0.2))
+    predicted = gritax.spectrum(step, state, 2048)
+    assert "beside 20 directions" in str(predicted)
+    solution = gritax.solve(step, state, 2048, tolerance=1e-9)
+    measured = solution.residuals[-1] / solution.residuals[-2]
+    assert 0.5 < predicted.factor / measured < 2

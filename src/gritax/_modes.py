@@ -88,7 +88,8 @@ def _of_modes(arrays, curvatures, starts, constants, structure, stride, beta):
 
     def at(curvatures, start):
         loss = CompositeLoss(Partial(_roots_of_curvature, jnp.sqrt(curvatures)), _half_of_squares)
-        model = TrainStep(loss, optimizer, _no_data, coarse)
+        on_modes = getattr(coarse, "of_quadratic", None)
+        model = TrainStep(loss, optimizer, _no_data, on_modes(curvatures, start, stride) if on_modes else coarse)
         structure = jax.tree.structure(TrainState(curvatures, optimizer.init(curvatures)))
 
         # In the slow variable w - beta v and beta v, the matrices of slow modes are nearly diagonal.

@@ -43,8 +43,10 @@ def largest_kappas(step: Any, states: PyTree, starts: Array | np.ndarray, span: 
 def _power_iteration(arrays, starts, constants, structure, span, chunk):
     step, states = eqx.combine(arrays, jax.tree.unflatten(structure, constants))
 
-    def at(state, start):
-        product, params = operator(step, state, start, span, chunk)
+    arrays, constants = eqx.partition(states, eqx.is_array)
+
+    def at(arrays, start):
+        product, params = operator(step, eqx.combine(arrays, constants), start, span, chunk)
 
         def next_product(v, _):
             size = norm(v)
@@ -56,13 +58,7 @@ def _power_iteration(arrays, starts, constants, structure, span, chunk):
         first = [jax.random.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
         return jax.lax.scan(next_product, jax.tree.unflatten(structure, first), length=_PRODUCTS)[1][-1]
 
-    return over_states(at, states, starts)
-
-
-def over_states(at: Callable[[Any, Array], Any], states: PyTree, *others: Any) -> Any:
-    """`at` each of the states, stacked."""
-    arrays, constants = eqx.partition(states, eqx.is_array)
-    return jax.vmap(lambda arrays, *others: at(eqx.combine(arrays, constants), *others))(arrays, *others)
+    return jax.vmap(at)(arrays, starts)
 
 
 def operator(step: Any, state: PyTree, start: Array, span: int, chunk: int) -> tuple[Callable[[PyTree], PyTree], PyTree]:

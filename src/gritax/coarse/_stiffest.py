@@ -1,9 +1,9 @@
 r"""The stiffest directions along a run, in which a coarse step is exact, so that its stages need only serve the others.
 
-The curvature of a network is large in few directions, about as many as it has outputs, and these turn slowly once training is
-under way (Gur-Ari, Roberts and Dyer 2018, arXiv 1812.04754). With a basis Q of them and $Q^T P H Q = V \Lambda V^{-1}$, the change
-that a stage makes is multiplied in each of these modes by the d that gives it its factor $e^{-M \lambda}$ (`exact`).
-Where gradients in them vanish, they do so still: stiff modes go where the slow ones take them.
+The curvature of a network is large in few directions, about as many as it has outputs, and these turn slowly once training
+is under way (Gur-Ari, Roberts and Dyer 2018, arXiv 1812.04754). With a basis Q of them and $Q^T P H Q = V \Lambda V^{-1}$,
+the change that a stage makes is multiplied in each of these modes by the d that gives it its factor $e^{-M \lambda}$
+(`exact`). It vanishes where it did: stiff modes go where the slow ones take them.
 """
 
 from functools import partial
@@ -17,19 +17,22 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from .._kernel import kernel
-from ._curvature import operator, over_states
+from ._curvature import operator
 from ._stages import exact
 
 
+STEADY = 2.5  # the growth of the curvature within a coarse step up to which directions are followed
 _POINTS = 8
 _PRODUCTS = 8
 _REST_PRODUCTS = 6
 _SYMMETRIC = 1e-3
+_WORST_CONDITION = 1e6
+_TRUSTED = 30
 _NEVER = np.iinfo(np.int32).max
 
 
 class Stiffest(eqx.Module):
-    """From step `steps[i]` on: a basis [n, k] of the stiffest directions, the modes in it and their kappas, per training step."""
+    """From step `steps[i]` on: a basis [n, k] of the stiffest directions, the modes in it and their kappas a training step."""
 
     steps: Array | np.ndarray
     basis: Array | np.ndarray
@@ -64,45 +67,62 @@ class Stiffest(eqx.Module):
         starts = np.append(steps, np.full(_POINTS - len(steps), _NEVER)).astype(np.int32)
         return Stiffest(starts, pad(basis), pad(modes), pad(inverse), pad(kappas))
 
-    def corrected(self, change: PyTree, start: Array, stride: int, count: Array) -> PyTree:
-        """The change of one of `count` stages, in the stiffest directions made exact."""
+    @classmethod
+    def of_quadratic(cls, curvatures: Array, exact_above: Array) -> "Stiffest":
+        """For a quadratic loss with a mode for each parameter."""
+        first, eye = jnp.arange(_POINTS) == 0, jnp.eye(len(curvatures), dtype=curvatures.dtype)
+        alone = jnp.where(first[:, None, None], eye[None], 0)
+        kappas = jnp.where(curvatures > exact_above.astype(curvatures.dtype), curvatures, 0)
+        steps = jnp.where(first, 0, _NEVER).astype(jnp.int32)
+        return cls(steps, alone, alone, alone, jnp.where(first[:, None], kappas[None], 0))
+
+    def corrected(self, change: PyTree, start: Array, stride: int, count: Array, growth: Array) -> PyTree:
+        """The change of one of `count` stages, in the stiffest directions made exact for `growth` times their curvature."""
         flat, unravel = ravel_pytree(change)
         begun = jnp.asarray(self.steps) <= start + stride // 2
         # All bases for all lanes: one product of matrices, where each lane's own would be copied for it.
         here = jnp.maximum(jnp.sum(begun) - 1, 0)
         coordinates = self.inverse[here] @ jnp.einsum("pnk,n->pk", self.basis, flat)[here]
-        longer = exact(stride * self.kappas[here], count) - 1
-        share = jnp.where(begun.any() & (jnp.arange(_POINTS) == here), 1, 0).astype(flat.dtype)
+        longer = exact(stride * growth.astype(flat.dtype) * self.kappas[here], count) - 1
+        followed = begun.any() & (growth <= STEADY)
+        share = jnp.where(followed & (jnp.arange(_POINTS) == here), 1, 0).astype(flat.dtype)
         coefficients = share[:, None] * (self.modes[here] @ (longer * coordinates))[None]
         return unravel(flat + jnp.einsum("pnk,pk->n", self.basis, coefficients))
 
 
 def _modes(in_basis: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(V, its inverse, kappas), all real: where two modes turn into each other, V spans their plane."""
-    if np.abs(in_basis - in_basis.T).max() <= _SYMMETRIC * np.abs(in_basis).max():
+    kappas, modes = np.linalg.eig(in_basis)
+    turning = np.imag(kappas) < 0
+    modes = np.where(turning, np.imag(modes), np.real(modes))
+    symmetric = np.abs(in_basis - in_basis.T).max() <= _SYMMETRIC * np.abs(in_basis).max()
+    if symmetric or np.linalg.cond(modes) > _WORST_CONDITION:
         kappas, modes = np.linalg.eigh((in_basis + in_basis.T) / 2)
         return modes, modes.T, np.maximum(kappas, 0)
-    kappas, modes = np.linalg.eig(in_basis)
-    modes = np.where(kappas.imag < 0, modes.imag, modes.real)
-    return modes, np.linalg.inv(modes), np.where(kappas.real > 0, np.abs(kappas), 0)
+    return modes, np.linalg.inv(modes), np.where(np.real(kappas) > 0, np.abs(kappas), 0)
 
 
 def stiffest_directions(
     step: Any, states: PyTree, starts: np.ndarray, span: int, chunk: int, known: Stiffest
-) -> tuple[Stiffest, np.ndarray, int, int]:
-    """(the stiffest directions at these states, stacked; kappa of the rest from each of `starts` to the next; depth; work).
+) -> tuple[Stiffest, np.ndarray, np.ndarray, int, int]:
+    """(the stiffest directions at these states, stacked; kappa there; kappa of the rest until the next state; depth; work).
 
     As many as in `known`, by orthogonal iteration with the frozen-gradient step of `span` training steps. With the directions
-    of one state, the rest is measured there and at the state after it.
+    of one state, the rest is measured there and at the state after it; between the two they turn by more than that shows.
     """
     arrays, constants = eqx.partition((step, states), eqx.is_array)
     leaves, structure = jax.tree.flatten(constants)
-    basis, in_basis, rest = _orthogonal_iteration(arrays, jnp.asarray(starts), tuple(leaves), structure, span, chunk, known.count)
-    at_each = known.count * _PRODUCTS + 2 * _REST_PRODUCTS + 4
+    basis, in_basis, rest = _orthogonal_iteration(
+        arrays, jnp.asarray(starts), tuple(leaves), structure, span, chunk, known.count
+    )
     depth = 2 + _PRODUCTS + _REST_PRODUCTS
+    work = (known.count * _PRODUCTS + 2 * _REST_PRODUCTS + 4) * span * len(starts)
     rest = np.asarray(rest) / span
-    found = known.along(starts, basis, np.asarray(in_basis) / span) if np.all(np.isfinite(rest)) else known
-    return found, rest, depth, at_each * span * len(starts)
+    if not np.all(np.isfinite(rest)):
+        return known, rest, rest, depth, work
+    found = known.along(starts, basis, np.asarray(in_basis) / span)
+    kappas = np.maximum(np.max(found.kappas[: len(starts)], axis=1), rest)
+    return found, kappas, np.maximum(rest, kappas / _TRUSTED), depth, work
 
 
 @partial(kernel, static_argnums=(2, 3, 4, 5, 6))

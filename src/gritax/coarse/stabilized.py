@@ -13,16 +13,16 @@ from jaxtyping import Array, PyTree
 from .._arguments import require_whole
 from .._hierarchy import Multigrid
 from ._curvature import SPAN, largest_kappas
+from ._known_run import KnownRun
 from ._linear import linear
 from ._replay import Replay
 from ._slow import at_rest, memory
-from ._stages import Curvature, chebyshev, reach, stages
+from ._stages import chebyshev, reach, stages
 from ._stiffest import Stiffest, stiffest_directions
 
 
 _EARLY = 1.15
 _MARGIN = 1.15
-_STABLE = 2.0
 _MORE = 1.5
 _FEWEST = 6
 _FACTOR = 4
@@ -43,9 +43,9 @@ class Stabilized(eqx.Module):
     parameters. Without momentum z is w, and there is none.
 
     Where one stage is enough, the step is that of `FrozenGradient`. The number of stages is that of the largest
-    curvature within the coarse step, measured at the initial state and again after the first iteration along the run, where it
-    usually has fallen. From then on the stiffest directions, a basis of which is found along the run at the same time, are taken
-    exactly (as far as the loss is quadratic), and the curvature that counts is that of the others.
+    curvature within the coarse step, measured at the initial state and again after the first iteration along the run, where
+    it usually has fallen. From then on the stiffest directions, found at the same time, are taken exactly (as far as the loss
+    is quadratic), and the curvature that counts is that of the others.
 
     A depth of s, with momentum s + 1; a work of `stride` for each evaluation.
 
@@ -57,7 +57,7 @@ class Stabilized(eqx.Module):
       states each; 0 for none. None if `kappa` is given.
     - `chunk`: at most so many gradients of a coarse step are held at a time; those of one chunk are evaluated as one batch.
 
-    Raises `ValueError` for a `kappa` that is not positive, for `directions` below 0 and a `chunk` below 1, or not whole.
+    Raises `ValueError` for a `kappa` that is not positive, for `directions` below 0 and a `chunk` below 1.
 
     >>> import gritax
     >>> coarse = gritax.Stabilized(kappa=0.1)
@@ -69,7 +69,7 @@ class Stabilized(eqx.Module):
     directions: int = eqx.field(static=True)
     chunk: int = eqx.field(static=True)
     _margin: float = eqx.field(static=True)
-    _chosen: "_Chosen"
+    _known: KnownRun
     _stiffest_directions: Stiffest | None
 
     def __init__(
@@ -79,7 +79,7 @@ class Stabilized(eqx.Module):
         directions: int = 32,
         chunk: int = 16,
         _margin: float = _MARGIN,
-        _chosen=None,
+        _known=None,
         _stiffest_directions=None,
     ):
         if kappa is not None and (isinstance(kappa, bool) or not isinstance(kappa, Real) or not 0 < kappa < math.inf):
@@ -87,15 +87,15 @@ class Stabilized(eqx.Module):
         require_whole("directions", directions, 0)
         require_whole("chunk", chunk, 1)
         self.kappa, self.directions, self.chunk, self._margin = kappa, directions, chunk, _margin
-        self._chosen, self._stiffest_directions = _chosen or _Chosen.of(kappa), _stiffest_directions
+        self._known, self._stiffest_directions = _known or KnownRun.of(kappa), _stiffest_directions
 
-    def _with(self, chosen: "_Chosen", directions: Stiffest | None, margin: float | None = None) -> "Stabilized":
+    def _with(self, chosen: KnownRun, directions: Stiffest | None, margin: float | None = None) -> "Stabilized":
         return Stabilized(
             self.kappa,
             directions=self.directions,
             chunk=self.chunk,
             _margin=margin or self._margin,
-            _chosen=chosen,
+            _known=chosen,
             _stiffest_directions=directions,
         )
 
@@ -109,19 +109,19 @@ class Stabilized(eqx.Module):
     @property
     def largest_kappa(self) -> float:
         """Of one training step, with the margin that stages are chosen for; 0 while it is unknown."""
-        return self._chosen.curvature.largest
+        return self._known.curvature.largest
 
     @property
     def _stiffest(self) -> np.ndarray:
-        curvature = self._chosen.curvature
+        curvature = self._known.curvature
         return np.full((1, 1), curvature.steps[np.argmax(curvature.kappas)], np.int64)
 
     def cost(self, stride: int, starts: np.ndarray) -> tuple[int, int]:
         """(depth, work) of coarse steps from `starts`, [sequence, lanes]: lanes wait for the one with most stages."""
-        if stride <= self._chosen.single:
+        if stride <= self._known.single:
             return len(starts), starts.size * stride
-        closing = self._chosen.lasting > 1
-        most = np.max(stages(self._chosen.curvature.within(starts, stride) * stride), axis=1)
+        closing = self._known.lasting > 1
+        most = np.max(stages(self._known.within(starts, stride)[0] * stride), axis=1)
         return int(np.sum(most + closing)), int(np.sum(most + 2 * closing)) * starts.shape[1] * stride
 
     def method(self, num_steps: int) -> Multigrid:
@@ -129,7 +129,7 @@ class Stabilized(eqx.Module):
 
         With momentum the first interval is long enough for a velocity to decay in it, and as long as its stages reach.
         """
-        kappa, first, most = self._chosen.curvature.largest, self._chosen.first_factor, max(num_steps // _FEWEST, 2)
+        kappa, first, most = self._known.curvature.largest, self._known.first_factor, max(num_steps // _FEWEST, 2)
         count = next(s for s in itertools.count(1) if reach(s, kappa) >= first)
         factors = [min(first if count == 1 else reach(count, kappa), most)] if first > 1 else []
         while (left := min(reach(1, kappa), most) // math.prod(factors)) > 1:
@@ -141,22 +141,24 @@ class Stabilized(eqx.Module):
     def __call__(self, step: Any, state: PyTree, start: Array, stride: int) -> PyTree:
         replay = Replay(step, state, start, stride, self.chunk)
         params, others = step.split(state.params)
-        if stride <= self._chosen.single:
+        if stride <= self._known.single:
             return replay(params)
-        lasting = self._chosen.lasting
+        lasting = self._known.lasting
 
         def slow(state):
             return at_rest(step, state, 3 * lasting) if lasting > 1 else step.split(state.params)[0]
 
         z = slow(state)
 
-        count, directions = stages(self._chosen.curvature.within(start, stride) * stride), self._stiffest_directions
+        directions = self._stiffest_directions
+        kappa, growth = self._known.within(start, stride)
+        count = stages(kappa * stride)
 
         def evaluate(y):
             after = replay(y)
             change = jax.tree.map(lambda x, y: x - y, slow(after), z)
             if directions is not None:
-                change = directions.corrected(change, start, stride, count)
+                change = directions.corrected(change, start, stride, count, growth)
             return change, eqx.filter(after, eqx.is_array)
 
         end, after = chebyshev(evaluate, z, count)
@@ -182,15 +184,17 @@ class Stabilized(eqx.Module):
         if iteration is None:
             found, depth, work = largest_kappas(step, states, where, span, self.chunk)
             found = np.nan_to_num(found * self._margin, nan=1.0, posinf=1.0) * _EARLY
-            return self._with(self._chosen.along(starts, found), directions), depth, work
+            return self._with(self._known.along(starts, found), directions), depth, work
         if directions is None:
             found, depth, work = largest_kappas(step, states, where, span, self.chunk)
+            rest = found
         else:
-            directions, found, depth, work = stiffest_directions(step, states, where, span, self.chunk, directions)
+            directions, found, rest, depth, work = stiffest_directions(step, states, where, span, self.chunk, directions)
         if not np.all(np.isfinite(found)):  # the solve diverges, and is started again
             return self, depth, work
-        starts, found = np.append(0, starts), np.append(self._chosen.curvature.kappas[0] / _EARLY, found * self._margin)
-        return self._with(self._chosen.along(starts, found), directions), depth, work
+        first = self._known.curvature.kappas[0] / _EARLY
+        found, rest = (np.append(first, each * self._margin) for each in (found, rest))
+        return self._with(self._known.along(np.append(0, starts), found, rest), directions), depth, work
 
     def _begun(self, step: Any, states: PyTree, num_steps: int) -> "Stabilized":
         """What depends on the optimizer and the sizes alone."""
@@ -199,40 +203,29 @@ class Stabilized(eqx.Module):
         # A velocity is to have decayed within an interval; where it is divided by the root of a second moment, it is small.
         first = 1 if lasting == 1 else 2 * lasting if linear(step.optimizer, params) else 2 * _FACTOR
         directions = Stiffest.nowhere(params, self.directions)
-        return self._with(_Chosen.of(self.kappa, lasting, first), directions if directions.count and self.kappa is None else None)
+        return self._with(
+            KnownRun.of(self.kappa, lasting, first), directions if directions.count and self.kappa is None else None
+        )
+
+    def of_quadratic(self, curvatures: Array, start: Array, stride: int) -> "Stabilized":
+        """What this coarse step is for a quadratic loss with these curvatures, one for each parameter."""
+        if self._stiffest_directions is None:
+            return self
+        rest = self._known.rest.within(start + stride // 2, 1) / self._margin
+        return self._with(self._known, Stiffest.of_quadratic(curvatures, rest))
 
     def finer(self) -> "Stabilized | None":
         """For half as much curvature again as was found, if it was not the caller's."""
         if self.kappa is not None or self._margin > _LARGEST_MARGIN:
             return None
-        more = self._chosen.along(np.zeros(1, np.int32), np.full(1, _MORE * self.largest_kappa))
+        more = self._known.along(np.zeros(1, np.int32), np.full(1, _MORE * self.largest_kappa))
         known = self._stiffest_directions
         return self._with(more, known and known.forgotten(), _MORE * self._margin)
 
     def __str__(self) -> str:
         if not self.largest_kappa:
             return "Stabilized()"
-        used = self._chosen.curvature.kappas[self._chosen.curvature.kappas > 0]
+        used = self._known.rest.kappas[self._known.rest.kappas > 0]
         words = f"Stabilized, kappa {used.max():.2g} to {used.min():.2g} a training step"
         known = self._stiffest_directions
         return f"{words} beside {known.count} directions" if known and known.anywhere else words
-
-
-class _Chosen(eqx.Module):
-    """What is known of a run: its curvature, the longest stride that takes one stage, how long the optimizer remembers."""
-
-    curvature: Curvature
-    single: int = eqx.field(static=True)
-    lasting: int = eqx.field(static=True)
-    first_factor: int = eqx.field(static=True)
-
-    @classmethod
-    def of(cls, kappa: float | None, lasting: int = 1, first_factor: int = 1) -> "_Chosen":
-        nothing = np.zeros(1)
-        return cls(Curvature.along(nothing, nothing), 2**30, lasting, first_factor).along(nothing, np.full(1, kappa or 0.0))
-
-    def along(self, steps: np.ndarray, kappas: np.ndarray) -> "_Chosen":
-        """With the curvature at these steps. Strides keep their one stage while that is stable: the programs stay the same."""
-        most = float(np.max(kappas))
-        single = self.single if self.single * most <= _STABLE else reach(1, most)
-        return _Chosen(Curvature.along(steps, kappas), max(single, 1), self.lasting, self.first_factor)
