@@ -42,7 +42,7 @@ _CASES = {
     [
         ("Tangent", "float32"),
         ("Stabilized", "float64"),
-        ("FrozenGradient", "float64"),
+        pytest.param("FrozenGradient", "float64", marks=pytest.mark.slow),
         pytest.param("Tangent", "float64", marks=pytest.mark.slow),
         pytest.param("Stabilized", "float32", marks=pytest.mark.slow),
         pytest.param("FrozenGradient", "float32", marks=pytest.mark.slow),
@@ -85,8 +85,7 @@ def test_words_make_no_other_program(compilations):
     assert first.coarse_steps != second.coarse_steps and "Tangent" in first.coarse_steps
 
 
-@pytest.mark.parametrize("coarse", [gritax.FrozenGradient(16), gritax.Tangent()], ids=str)
-@pytest.mark.parametrize("num_steps", [300, 1030])
+@pytest.mark.parametrize(("coarse", "num_steps"), [(gritax.FrozenGradient(16), 300), (gritax.Tangent(), 1030)], ids=str)
 def test_the_depth_it_expects_is_that_of_a_solve(coarse, num_steps):
     step, state = _step(coarse, full_batch=True)
     solution = gritax.solve(step, state, num_steps, tolerance=0, max_iterations=3)

@@ -33,7 +33,12 @@ def test_two_levels_have_the_factor_of_the_literature(sweeps):
 
 
 @pytest.mark.parametrize(
-    ("cycle", "relaxation", "weight"), [("V", 1, 1.0), ("V", 0, 1.0), ("F", 1, 1.0), ("F", 2, 1.3), ("V", 2, 1.0)]
+    ("cycle", "relaxation", "weight"),
+    [
+        ("V", 1, 1.0),
+        ("F", 2, 1.3),
+        *(pytest.param(*case, 1.0, marks=pytest.mark.slow) for case in (("V", 0), ("F", 1), ("V", 2))),
+    ],
 )
 def test_no_cycle_leaves_more_of_the_largest_error(cycle, relaxation, weight):
     """At every C-point and of every mode, from one iterate to the next; and the bound is not far off."""
@@ -60,9 +65,10 @@ def test_no_cycle_leaves_more_of_the_largest_error(cycle, relaxation, weight):
     ("optimizer", "rate", "dtype"),
     [
         (optax.sgd(0.2), 0.2, "float64"),
-        (optax.sgd(0.2), 0.2, "float32"),
-        (optax.sgd(0.02, momentum=0.8), 0.1, "float64"),
-        (optax.sgd(optax.linear_schedule(0.2, 0.1, 1000)), None, "float64"),
+        (optax.sgd(0.02, momentum=0.8), 0.1, "float32"),
+        pytest.param(optax.sgd(0.2), 0.2, "float32", marks=pytest.mark.slow),
+        pytest.param(optax.sgd(0.02, momentum=0.8), 0.1, "float64", marks=pytest.mark.slow),
+        pytest.param(optax.sgd(optax.linear_schedule(0.2, 0.1, 1000)), None, "float64", marks=pytest.mark.slow),
     ],
 )
 def test_kappa_is_the_rate_times_the_largest_curvature(optimizer, rate, dtype):
@@ -76,8 +82,23 @@ def test_kappa_is_the_rate_times_the_largest_curvature(optimizer, rate, dtype):
     assert found.steps[-1] == 1024 and len(found.steps) == len(found.kappas)
 
 
-@pytest.mark.parametrize("coarse", [gritax.FrozenGradient(), gritax.Stabilized(), gritax.FrozenGradient(8)], ids=str)
-@pytest.mark.parametrize("problem", ["quadratic", "xor"])
+@pytest.mark.parametrize(
+    ("coarse", "problem"),
+    [
+        (gritax.FrozenGradient(), "quadratic"),
+        (gritax.Stabilized(), "xor"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (gritax.FrozenGradient(), "xor"),
+                (gritax.Stabilized(), "quadratic"),
+                (gritax.FrozenGradient(8), "quadratic"),
+                (gritax.FrozenGradient(8), "xor"),
+            )
+        ),
+    ],
+    ids=str,
+)
 def test_within_a_factor_of_two_of_the_measured_one(coarse, problem):
     if problem == "quadratic":
         step, state = _quadratic(coarse)

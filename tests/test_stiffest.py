@@ -57,7 +57,13 @@ def test_they_are_the_leading_eigenvectors(dtype):
     assert found.anywhere and not found.forgotten().anywhere
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd(0.1), optax.sgd(0.02, momentum=0.8)], ids=["sgd", "momentum"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(optax.sgd(0.1), id="sgd"),
+        pytest.param(optax.sgd(0.02, momentum=0.8), id="momentum", marks=pytest.mark.slow),
+    ],
+)
 def test_a_quadratic_loses_its_stages(optimizer):
     depths = []
     for directions in (0, 3):
