@@ -92,6 +92,7 @@ def test_the_depth_it_expects_is_that_of_a_solve(coarse, num_steps):
     assert _depth(_adapted(step, state, num_steps).coarse, num_steps, 3) == solution.depth
 
 
+@pytest.mark.slow
 def test_it_can_be_checked_before_a_solve():
     step, state = _step()
     assert gritax.check(step, state, 64).ok

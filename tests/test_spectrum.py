@@ -117,6 +117,7 @@ def test_tangent_is_exact_where_theory_is():
     assert gritax.spectrum(step, state, 256).factor < 1e-10
 
 
+@pytest.mark.slow
 def test_momentum_is_predicted_on_the_safe_side():
     step, state = _quadratic(gritax.Stabilized(), optax.sgd(0.02, momentum=0.9))
     found = gritax.spectrum(step, state, 2048)

@@ -193,8 +193,8 @@ def test_refused(make, message):
         ((3, optax.sgd(0.1), lambda step: 1.0), "loss must be a function"),
         ((jnp.sum, 0.1, lambda step: 1.0), "optimizer must be an Optax transformation"),
         ((jnp.sum, optax.sgd(0.1), (1.0, 2.0)), r"batch must be a function batch\(step\), not a tuple"),
-        ((jnp.sum, optax.sgd(0.1), lambda step: 1.0, "rescaled"), "coarse must be a coarse propagator"),
-        ((jnp.sum, optax.sgd(0.1), lambda step: 1.0, gritax.RescaledRate), "coarse must be a coarse propagator"),
+        ((jnp.sum, optax.sgd(0.1), lambda step: 1.0, "rescaled"), "coarse must be .auto. or a coarse propagator"),
+        ((jnp.sum, optax.sgd(0.1), lambda step: 1.0, gritax.RescaledRate), "coarse must be .auto. or a coarse propagator"),
     ],
 )
 def test_arguments_of_another_kind(arguments, message):
