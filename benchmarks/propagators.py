@@ -75,7 +75,8 @@ def table(rows):
         chosen = f" ({each['coarse_steps'].split(',')[0].split('(')[0]})" if each["propagator"] == '"auto"' else ""
         begin[-1] += chosen
         iterations = str(each["iterations"]) if each["converged"] else f"not in {each['iterations']}"
-        figures = [f"{each[name]:.2f}" for name in ("potential_speedup", "speedup_on_devices")]
+        speedups = [f"{each[name]:.2f}" for name in ("potential_speedup", "speedup_on_devices")]
+        figures = speedups if each["converged"] else ["", ""]
         seconds = [f"{each[name]:.2f}" for name in ("warm_seconds", "warm_serial_seconds")]
         lines.append(_line([*begin, iterations, f"{each['depth']:,}", *figures, f"{each['work_per_step']:.1f}", *seconds]))
     return "\n".join(lines)
