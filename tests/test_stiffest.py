@@ -87,13 +87,32 @@ def test_an_optimizer_that_scales_each_parameter_has_modes_as_well():
     found, *_ = stiffest_directions(step, _stacked(state), np.array([0, 8]), 4, 16, _only(known, 2))
     matrix = np.diag([0.1, 0.01]) @ np.array([[1.8, 0.9], [0.9, 0.9]])
     np.testing.assert_allclose(np.sort(found.kappas[0]), np.sort(np.linalg.eigvals(matrix).real), rtol=1e-5)
-    here = found.basis[0] @ found.modes[0]
-    np.testing.assert_allclose(matrix @ here, here * found.kappas[0], atol=1e-6)
+    here = np.asarray(found.basis[0] @ found.modes[0])
+    np.testing.assert_allclose(matrix @ here, here * np.asarray(found.kappas)[:1], atol=1e-6)
     np.testing.assert_allclose(found.modes[0] @ found.inverse[0], np.eye(2), atol=1e-9)
 
 
 def _only(known, size):
     return Stiffest(known.steps, np.zeros((8, size, 2)), np.zeros((8, 2, 2)), np.zeros((8, 2, 2)), np.zeros((8, 2)))
+
+
+def test_more_directions_than_the_loss_bends_in():
+    loss = lambda params, _: 0.5 * (params["w"][0] - 1) ** 2 + 0.4 * params["w"][1] ** 2
+    step = gritax.TrainStep(loss, optax.sgd(0.1), lambda step: (), gritax.Stabilized())
+    state = step.init({"w": jnp.full(20, 0.5)})
+    found, largest, rest, *_ = stiffest_directions(
+        step, _stacked(state), np.array([0, 8]), 4, 16, Stiffest.nowhere(state.params, 10)
+    )
+    np.testing.assert_allclose(largest, 0.1, rtol=1e-6)
+    assert np.all(np.isfinite(found.basis)) and np.all(rest < 0.01)
+
+
+def test_states_that_are_not_finite_tell_nothing():
+    step, state, _ = _quadratic(optax.sgd(0.1), "float64", 3)
+    known = Stiffest.nowhere(state.params, 3)
+    lost = jax.tree.map(lambda x: x * jnp.nan, _stacked(state))
+    found, largest, rest, *_ = stiffest_directions(step, lost, np.array([0, 8]), 4, 16, known)
+    assert found is known and np.all(np.isnan(largest)) and np.all(np.isnan(rest))
 
 
 def test_directions_do_not_do_where_the_curvature_grows():

@@ -127,7 +127,8 @@ def spectrum(step: TrainStep, state: TrainState, num_steps: int, method: Multigr
     for after, finite in zip(along, _finite(states), strict=True):
         if not finite:
             raise ValueError(f"step: serial training is not finite after {after} steps. Lower the learning rate, or num_steps.")
-    step = step.adapted(*_first(evolution.merge(floating, clock)), num_steps, None)[0] or step
+    first = evolution.merge(*jax.tree.map(lambda x: x[None], (floating, clock)))
+    step = step.adapted(first, np.zeros(1, np.int32), num_steps, None)[0] or step
     step = step.adapted(states, along, num_steps, 0)[0] or step
     method = method or step.method(num_steps)
     step = step.adapted(states, along, num_steps, 1)[0] or step
@@ -139,10 +140,6 @@ def spectrum(step: TrainStep, state: TrainState, num_steps: int, method: Multigr
     lasting = memory(step.optimizer, step.split(state.params)[0])
     level_factors, factors = bounds(hierarchy, method.cycle, partial(transfer, step.coarse, lasting, curvatures, along))
     return Spectrum(along, kappas, curvatures, level_factors, factors, hierarchy, str(step.coarse))
-
-
-def _first(state: TrainState) -> tuple[TrainState, np.ndarray]:
-    return jax.tree.map(lambda x: x[None] if eqx.is_array(x) else x, state), np.zeros(1, np.int32)
 
 
 def _finite(states: TrainState) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Coarse propagators: what one step of a large stride does."""
 
 from ._automatic import Automatic as Automatic, Words as Words
-from ._protocol import CoarseStep as CoarseStep
+from ._protocol import Choice as Choice, CoarseStep as CoarseStep
 from .frozen_gradient import FrozenGradient as FrozenGradient
 from .rescaled import RescaledRate as RescaledRate
 from .stabilized import Stabilized as Stabilized

@@ -33,14 +33,12 @@ class Automatic:
 
     Each proposes its levels, relaxation, refresh or stages for the curvature at the initial state. The one whose depth is least
     is taken, counted for as many iterations as it has needed wherever training converges at a usual rate: 4, 5 and 8
-    (`docs/propagators.md`). Tangent takes part only if its coarse steps are few operations (closed form, or a triangular system
-    of at most 1,024 rows for 64 training steps) and the network bends little in a training step, at a kappa of at most .5.
+    (`benchmarks/README.md`). Tangent takes part only if its coarse steps are few operations (closed form, or a triangular
+    system of at most 1,024 rows for 64 training steps) and the network bends little in one, at a kappa of at most .5.
     """
 
-    chunk: int = 16
-
     def __call__(self, step: Any, state: PyTree, start: Array, stride: int) -> PyTree:
-        return FrozenGradient(chunk=self.chunk)(step, state, start, stride)
+        return FrozenGradient()(step, state, start, stride)
 
     def depth(self, stride: int) -> int:
         return FrozenGradient().depth(stride)
@@ -52,8 +50,8 @@ class Automatic:
         """(the propagator, why, depth and work spent on the choice), from the initial state."""
         first = lambda coarse: coarse.adapted(step, states, starts, num_steps, None)
         (frozen, *spent), (stabilized, *spent_again) = (
-            first(FrozenGradient(chunk=self.chunk)),
-            first(Stabilized(chunk=self.chunk)),
+            first(FrozenGradient()),
+            first(Stabilized()),
         )
         found: list[tuple[int, FrozenGradient | Stabilized | Tangent]] = [
             (_depth(frozen, num_steps, 4), frozen),

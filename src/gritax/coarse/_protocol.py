@@ -1,6 +1,6 @@
 """What every coarse propagator provides."""
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from jaxtyping import Array, PyTree
 
@@ -13,3 +13,7 @@ class CoarseStep(Protocol):
     def depth(self, stride: int) -> int: ...
 
     def work(self, stride: int) -> int: ...
+
+
+Choice: TypeAlias = CoarseStep | Literal["auto"] | None
+"""What users give: a coarse propagator, `"auto"`, or None for the default."""

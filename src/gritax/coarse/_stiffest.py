@@ -35,17 +35,17 @@ class Stiffest(eqx.Module):
     """From step `steps[i]` on: a basis [n, k] of the stiffest directions, the modes in it and their kappas a training step."""
 
     steps: Array | np.ndarray
-    basis: Array | np.ndarray
-    modes: Array | np.ndarray
-    inverse: Array | np.ndarray
-    kappas: Array | np.ndarray
+    basis: Array
+    modes: Array
+    inverse: Array
+    kappas: Array
 
     @classmethod
     def nowhere(cls, params: PyTree, count: int) -> "Stiffest":
         """Of the same shapes as those to come, for the same programs."""
         flat = jax.eval_shape(lambda: ravel_pytree(params)[0])
         count = min(count, flat.size // 2)
-        zeros = lambda *shape: np.zeros((_POINTS, *shape), flat.dtype)
+        zeros = lambda *shape: jnp.zeros((_POINTS, *shape), flat.dtype)
         square = zeros(count, count)
         return cls(np.full(_POINTS, _NEVER, np.int32), zeros(flat.size, count), square, square, zeros(count))
 
@@ -63,7 +63,7 @@ class Stiffest(eqx.Module):
     def along(self, steps: np.ndarray, basis: Array, in_basis: np.ndarray) -> "Stiffest":
         """With the basis [P, n, k] at these steps, and what the training step is in it, [P, k, k]."""
         modes, inverse, kappas = (np.stack(each).astype(basis.dtype) for each in zip(*map(_modes, in_basis), strict=True))
-        pad = lambda x: np.pad(np.asarray(x), [(0, _POINTS - len(steps)), *[(0, 0)] * (x.ndim - 1)])
+        pad = lambda x: jnp.pad(jnp.asarray(x), [(0, _POINTS - len(steps)), *[(0, 0)] * (x.ndim - 1)])
         starts = np.append(steps, np.full(_POINTS - len(steps), _NEVER)).astype(np.int32)
         return Stiffest(starts, pad(basis), pad(modes), pad(inverse), pad(kappas))
 
@@ -117,11 +117,12 @@ def stiffest_directions(
     )
     depth = 2 + _PRODUCTS + _REST_PRODUCTS
     work = (known.count * _PRODUCTS + 2 * _REST_PRODUCTS + 4) * span * len(starts)
-    rest = np.asarray(rest) / span
-    if not np.all(np.isfinite(rest)):
-        return known, rest, rest, depth, work
-    found = known.along(starts, basis, np.asarray(in_basis) / span)
-    kappas = np.maximum(np.max(found.kappas[: len(starts)], axis=1), rest)
+    in_basis, rest = np.asarray(in_basis) / span, np.asarray(rest) / span
+    if not (np.all(np.isfinite(in_basis)) and np.all(np.isfinite(rest))):
+        nothing = np.full(len(starts), np.nan)
+        return known, nothing, nothing, depth, work
+    found = known.along(starts, basis, in_basis)
+    kappas = np.maximum(np.asarray(found.kappas)[: len(starts)].max(axis=1), rest)
     return found, kappas, np.maximum(rest, kappas / _TRUSTED), depth, work
 
 
@@ -135,7 +136,7 @@ def _orthogonal_iteration(arrays, starts, constants, structure, span, chunk, cou
         flat, unravel = ravel_pytree(params)
         on_flat = lambda product: lambda v: ravel_pytree(product(unravel(v)))[0]
         block = jax.vmap(on_flat(product), 1, 1)
-        first = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (flat.size, count), flat.dtype))[0]
+        first = jax.random.normal(jax.random.key(0), (flat.size, count), flat.dtype)
 
         def next_basis(_, carry):
             return (basis := jnp.linalg.qr(carry[1])[0]), block(basis)
@@ -145,18 +146,18 @@ def _orthogonal_iteration(arrays, starts, constants, structure, span, chunk, cou
         def rest(product):
             def next_product(v, _):
                 v = v - basis @ (basis.T @ v)
-                v = on_flat(product)(v / jnp.linalg.norm(v))
-                v = v - basis @ (basis.T @ v)
-                return v, jnp.linalg.norm(v)
+                size = jnp.linalg.norm(v)
+                v = on_flat(product)(v / jnp.where(size > 0, size, 1))
+                return v, jnp.linalg.norm(v - basis @ (basis.T @ v))
 
             random = jax.random.normal(jax.random.key(1), flat.shape, flat.dtype)
             return jax.lax.scan(next_product, random, length=_REST_PRODUCTS)[1][-1]
 
         return basis, basis.T @ products, jnp.maximum(rest(product), rest(product_after))
 
-    def one_by_one(inputs):
-        return at(*(eqx.combine(each, constants) if i % 2 == 0 else each for i, each in enumerate(inputs)))
-
-    states, constants = eqx.partition(states, eqx.is_array)
-    after = jax.tree.map(lambda x: jnp.append(x[1:], x[-1:], axis=0), (states, starts))
-    return jax.lax.map(one_by_one, (states, starts, *after))
+    arrays, constants = eqx.partition(states, eqx.is_array)
+    after, starts_after = jax.tree.map(lambda x: jnp.append(x[1:], x[-1:], axis=0), (arrays, starts))
+    whole = lambda arrays: eqx.combine(arrays, constants)
+    return jax.vmap(lambda one, start, two, next_start: at(whole(one), start, whole(two), next_start))(
+        arrays, starts, after, starts_after
+    )

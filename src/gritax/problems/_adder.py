@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..coarse import CoarseStep
+from ..coarse import Choice
 from ..training import CompositeLoss, TrainStep
 from ._problem import Problem
 
@@ -24,7 +24,7 @@ def adder(
     serialized: bool = True,
     num_examples: int = 500,
     reduction: Literal["sum", "mean"] = "sum",
-    coarse: CoarseStep | None = None,
+    coarse: Choice = None,
     optimizer: optax.GradientTransformation | None = None,
     dtype=None,
 ) -> Problem:

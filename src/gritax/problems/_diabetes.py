@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..coarse import CoarseStep
+from ..coarse import Choice
 from ..data import Epochs
 from ..training import CompositeLoss, TrainStep
 from ._perceptron import activation_named, half_mean_square, outputs, perceptron, scikit_learn, split
@@ -17,7 +17,7 @@ def diabetes(
     *,
     activation: str = "tanh",
     batch_size: int = 32,
-    coarse: CoarseStep | None = None,
+    coarse: Choice = None,
     dtype=None,
 ) -> Problem:
     r"""Half the mean squared error of a 10-16-1 network on 442 patients, a fifth of them kept for the test.

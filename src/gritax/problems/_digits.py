@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..coarse import CoarseStep
+from ..coarse import Choice
 from ..data import Epochs
 from ..training import CompositeLoss, TrainStep
 from ._perceptron import activation_named, outputs, perceptron, scikit_learn, split
@@ -17,7 +17,7 @@ def digits(
     *,
     activation: str = "gelu",
     batch_size: int = 32,
-    coarse: CoarseStep | None = None,
+    coarse: Choice = None,
     dtype=None,
 ) -> Problem:
     r"""Mean cross-entropy of a 64-32-10 network on the 1,797 images, a fifth of them kept for the test.

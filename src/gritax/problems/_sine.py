@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..coarse import CoarseStep
+from ..coarse import Choice
 from ..training import CompositeLoss, TrainStep
 from ._perceptron import activation_named, half_mean_square, outputs, perceptron
 from ._problem import Problem
@@ -17,7 +17,7 @@ def sine(
     widths: tuple[int, ...] = (64, 64),
     num_points: int = 256,
     activation: str = "tanh",
-    coarse: CoarseStep | None = None,
+    coarse: Choice = None,
     dtype=None,
 ) -> Problem:
     r"""Half the mean squared error of a 1-64-64-1 network on $\sin 2 \pi x + \frac12 \sin 6 \pi x$ at points in [0, 1).

@@ -5,14 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..coarse import CoarseStep
+from ..coarse import Choice
 from ..training import CompositeLoss, TrainStep
 from ._problem import Problem
 
 
-def xor(
-    alpha: float = 1.0, seed: int = 1, *, serialized: bool = False, coarse: CoarseStep | None = None, dtype=None
-) -> Problem:
+def xor(alpha: float = 1.0, seed: int = 1, *, serialized: bool = False, coarse: Choice = None, dtype=None) -> Problem:
     r"""Gradient descent on $\frac12 \sum (y - \sigma(\sigma(x W_0) W_1))^2$: 3-4-1 nodes, no biases, 16 weights.
 
     **Arguments**

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,7 +16,7 @@ from .._arguments import require_key
 from .._hierarchy import Multigrid
 from .._optimizer import update
 from .._state import traced
-from ..coarse import Automatic, CoarseStep, FrozenGradient, Words
+from ..coarse import Automatic, Choice, CoarseStep, FrozenGradient, Words
 from ._first_step import require_state, require_usable
 from ._second_moments import nonnegative
 
@@ -74,7 +74,7 @@ class TrainStep(eqx.Module):
         loss,
         optimizer,
         batch,
-        coarse: CoarseStep | Literal["auto"] | None = None,
+        coarse: Choice = None,
         *,
         key=None,
         has_aux=False,
