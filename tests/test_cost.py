@@ -73,6 +73,12 @@ def test_skipped_first_down_sweep_and_nested_guess():
     assert (nested.depth, nested.work) == (up["depth"] + 2, up["work"] + 16)
 
 
+def test_a_graded_guess():
+    # Sizes 16, 8, 4: both steps of the intervals of level 1, then 3 steps of level 2 from its point 1, and 1 to fill level 1.
+    graded = _solve(16, 0, guess="graded", max_levels=3)
+    assert (graded.depth, graded.work) == (2 + 3 + 1 + 2, 4 * 2 + 3 + 4 + 16)
+
+
 def test_trailing_points_are_one_more_lane_of_the_same_depth():
     even, trailing = (_solve(n, 1, coarsening=4, max_levels=2) for n in (20, 23))
     assert trailing.depth == even.depth

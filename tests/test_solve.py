@@ -1,5 +1,7 @@
 """Against the serial twin and the obvious MGRIT, over drawn methods and problems."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,6 +142,37 @@ def test_initial_guesses():
     np.testing.assert_allclose(nested.residuals[0], skipped.residuals[1], rtol=1e-12)
     assert nested.residuals[0] < constant.residuals[0]
     assert np.isnan(skipped.relaxed_residuals[0])
+
+
+def _graded(phi, state, size, factor, num_levels):
+    """The guess at the points `factor, 2 factor, …`, step by step."""
+    known, here = {0: state}, 0
+    for stride in [factor**index for index in range(1, num_levels)]:
+        last = size if stride == factor ** (num_levels - 1) else stride * factor
+        while here + stride <= last:
+            known[here + stride] = phi(known[here], here, stride)
+            here += stride
+    for stride in [factor**index for index in reversed(range(1, num_levels - 1))]:
+        for step in range(stride, size + 1, stride):
+            if step not in known:
+                known[step] = phi(known[step - stride], step - stride, stride)
+    return jnp.stack([known[step] for step in range(factor, size + 1, factor)])
+
+
+@pytest.mark.parametrize(("size", "factor", "num_levels"), [(64, 2, 5), (64, 4, 3), (83, 3, 4), (70, 4, 2), (20, 4, 1)])
+def test_a_graded_guess_begins_in_short_strides(size, factor, num_levels):
+    method = gritax.Multigrid(factor, max_levels=num_levels, min_coarse=2)
+    solve = partial(gritax.solve, _nonlinear, _state(), size, method, tolerance=0, max_iterations=0)
+    if num_levels == 1:
+        assert solve(initial_guess="graded").exact_steps == size
+        return
+    expected = _graded(_nonlinear, _state(), size, factor, num_levels)
+    called = solve(initial_guess=lambda step: expected[step // factor - 1])
+    graded = solve(initial_guess="graded")
+    np.testing.assert_allclose(graded.residuals[0], called.residuals[0], rtol=1e-12)
+    np.testing.assert_allclose(graded.state, called.state, rtol=1e-14)
+    if num_levels > 2:
+        assert graded.residuals[0] < solve(initial_guess="nested").residuals[0]
 
 
 def test_parareal_is_two_levels_and_f_relaxation():

@@ -162,3 +162,18 @@ def test_more_stages_after_a_failure():
 def test_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_directions_are_measured_along_the_guess_unless_the_optimizer_remembers():
+    for optimizer, at_guess in ((optax.sgd(0.1), True), (optax.sgd(0.02, momentum=0.9), False)):
+        step = gritax.TrainStep(small.loss, optimizer, small.batches(), gritax.Stabilized())
+        states = jax.tree.map(lambda x: jnp.stack([x, x]), step.init(small.params()))
+        starts = np.array([0, 32], np.int32)
+        first = jax.tree.map(lambda x: x[:1], states)
+        coarse, *_ = gritax.Stabilized().adapted(step, first, starts[:1], 64, None)
+        levels = coarse.method(64)
+        coarse, depth, _ = coarse.adapted(step, states, starts, 64, 0)
+        assert (depth > 0) == at_guess
+        coarse, depth, _ = coarse.adapted(step, states, starts, 64, 1)
+        assert (depth > 0) != at_guess
+        assert coarse.method(64) == levels

@@ -25,6 +25,11 @@ def prepared(phi: Phi, num_steps: int) -> Phi:
     return phi if prepare is None else prepare(num_steps)
 
 
+def _proposed(phi: Phi, num_steps: int) -> Multigrid:
+    propose = optional(phi, "method")
+    return Multigrid() if propose is None else propose(num_steps)
+
+
 def points_along(num_steps: int, spacing: int = 1) -> np.ndarray:
     """Up to eight steps along a run, multiples of `spacing`: close together at first, where most changes."""
     last = num_steps // spacing
@@ -52,8 +57,7 @@ class Adaptation:
     @property
     def method(self) -> Multigrid:
         """What phi proposes."""
-        propose = optional(self.evolution.phi, "method")
-        return Multigrid() if propose is None else propose(self.num_steps)
+        return _proposed(self.evolution.phi, self.num_steps)
 
     @property
     def coarse_steps(self) -> str:
@@ -66,13 +70,19 @@ class Adaptation:
         return self.may_restart and self._finer() is not None
 
     def to_guess(self, cycle: Cycle, c: Points) -> bool:
-        """Whether the nested guess `c` wants other coarse steps than those that made it, which are then taken."""
-        better = self._along(cycle, c, 0)
-        return self._take(better, "the nested guess asks for shorter coarse steps")
+        """Lets phi choose coarse steps along the guess `c`; whether they want other levels, hence another guess."""
+        before, better = self.method, self._along(cycle, c, 0)
+        if better is None or before == _proposed(better, self.num_steps):
+            self._go_on(cycle, better)
+            return False
+        return self._take(better, "the guess asks for shorter coarse steps")
 
     def to_first_iterate(self, cycle: Cycle, c: Points) -> None:
         """Lets phi choose coarse steps for the iterations to come, after the first."""
-        if self._take(self._along(cycle, c, 1)):
+        self._go_on(cycle, self._along(cycle, c, 1))
+
+    def _go_on(self, cycle: Cycle, better: Phi | None) -> None:
+        if self._take(better):
             cycle.evolution = cycle.evolution.with_phi(self.evolution.phi)
 
     def _along(self, cycle: Cycle, c: Points, iteration: int) -> Phi | None:

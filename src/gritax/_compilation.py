@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from ._correction import keep_exact, restrict
 from ._cycle import Cycle, from_nothing
 from ._norms import measure, residual_norm
-from ._relaxation import all_points, arrived, march, relax_coarse, relax_finest
+from ._relaxation import all_points, arrived, begun_with, everywhere, first_arrival, march, relax_coarse, relax_finest
 
 
 def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:
@@ -38,11 +38,18 @@ def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:
         g, c = points(level.size), points(level.num_intervals + 1)
         kernels.append((restrict, (level, evolution, points(level.size + 1), g)))
         if level is cycle.hierarchy[-1]:
-            kernels.append((march, (level, evolution, c, g)))
+            kernels.append((march, (level, evolution, c, g, count)))
+            kernels.append((everywhere, (2, u0)))
         else:
             lanes = level.num_intervals + (level.tail > 0)
-            kernels.append((relax_coarse, (level, evolution, c, g, count, count)))
-            kernels.append((all_points, (level, c, points(level.factor, lanes))))
+            reached = points(level.factor, lanes)
+            kernels += [
+                (relax_coarse, (level, evolution, c, g, count, count, count)),
+                (all_points, (level, c, reached)),
+                (everywhere, (level.num_intervals + 1, u0)),
+                (first_arrival, (reached,)),
+                (begun_with, (points(level.size + 1), u0, c, reached, count)),
+            ]
     # Tracing stays in this thread: JAX's settings, such as a default device, may be those of a thread.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for compiled in [pool.submit(kernel.lower(*arguments).compile) for kernel, arguments in kernels]:

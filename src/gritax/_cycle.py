@@ -82,14 +82,38 @@ class Cycle:
         """The C-points of level 0 by the way up alone: solve the coarsest level for its own propagator, fill the others."""
         c, right_hand_sides = from_nothing(self.hierarchy, u0)
         if len(self.hierarchy) == 1:
-            c, e, _ = self.relax_finest(c, arrived(c), 1)
-            self.front = 1
-            return keep_exact(c, e, np.int32(1))
+            return self.march_finest(c)
         c = self.march(c, right_hand_sides[-1])
         for level in reversed(self.hierarchy.levels[1:-1]):
             g = right_hand_sides[level.index - 1]
             c = self.fill(level, c, g) if cycle == "V" else self.solve(level, c, g, "V")
         return c
+
+    def ascend_graded(self, u0: PyTree[Array]) -> Points:
+        """As `ascend` in a V-cycle, but each level begins where the next finer one has taken a first interval of its own.
+
+        So strides grow with the distance from the start. All intervals go along with the first, in the program of the level's
+        relaxation, which is compiled anyway.
+        """
+        c, right_hand_sides = from_nothing(self.hierarchy, u0)
+        if len(self.hierarchy) == 1:
+            return self.march_finest(c)
+        begun, first, beginnings = u0, 0, []
+        for level, g in zip(self.hierarchy.levels[1:-1], right_hand_sides, strict=False):
+            c = kernels.everywhere(level.num_intervals + 1, begun)
+            reached = self.relax_coarse(level, c, g, 1, level.factor, first)[2]
+            beginnings.append((level, g, c, reached, np.int32(first)))
+            begun, first = kernels.first_arrival(reached), 1
+        c = self.march(kernels.everywhere(2, begun), right_hand_sides[-1], first)
+        for level, g, *beginning in reversed(beginnings):
+            c = kernels.begun_with(self.fill(level, c, g), u0, *beginning)
+        return c
+
+    def march_finest(self, c: Points) -> Points:
+        """The points of the only level there is."""
+        c, e, _ = self.relax_finest(c, arrived(c), 1)
+        self.front = 1
+        return keep_exact(c, e, np.int32(1))
 
     def correct(self, level: Level, c: Points, e: Points, cycle: str) -> Points:
         """The C-points of `level` from the level below it: restrict, solve there, take its points."""
@@ -113,21 +137,23 @@ class Cycle:
         self._count(finest, _interval_starts(finest), finest.factor, sweeps)
         return kernels.relax_finest(finest, self.evolution, c, e, np.int32(sweeps))
 
-    def relax_coarse(self, level: Level, c: Points, g: Points, sweeps: int, steps: int) -> tuple[Points, Points, Points]:
-        """`sweeps` times {C-relaxation, sweep of `steps` applications}: C-points, arrivals, all that was reached."""
-        self._count(level, _interval_starts(level), steps, sweeps)
-        return kernels.relax_coarse(level, self.evolution, c, g, np.int32(sweeps), np.int32(steps))
+    def relax_coarse(
+        self, level: Level, c: Points, g: Points, sweeps: int, steps: int, first: int = 0
+    ) -> tuple[Points, Points, Points]:
+        """`sweeps` times {C-relaxation, sweep from point `first` to `steps`}: C-points, arrivals, all that was reached."""
+        self._count(level, _interval_starts(level) + first, steps - first, sweeps)
+        return kernels.relax_coarse(level, self.evolution, c, g, np.int32(sweeps), np.int32(steps), np.int32(first))
 
     def fill(self, level: Level, c: Points, g: Points) -> Points:
         """F-relaxation: all points of the level. It stops short of the next C-point, which is known."""
         c, _, reached = self.relax_coarse(level, c, g, 1, level.factor - 1)
         return kernels.all_points(level, c, reached)
 
-    def march(self, c: Points, g: Points) -> Points:
-        """All points of the coarsest level, step by step."""
+    def march(self, c: Points, g: Points, first: int = 0) -> Points:
+        """All points of the coarsest level, step by step from point `first` in the state `c[0]`."""
         coarsest = self.hierarchy[-1]
-        self._count(coarsest, np.zeros(1, int), coarsest.size)
-        return kernels.march(coarsest, self.evolution, c, g)
+        self._count(coarsest, np.full(1, first), coarsest.size - first)
+        return kernels.march(coarsest, self.evolution, c, g, np.int32(first))
 
 
 def _interval_starts(level: Level) -> np.ndarray:

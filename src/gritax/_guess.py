@@ -15,25 +15,25 @@ from ._relaxation import Points
 from ._state import called
 
 
-InitialGuess = Literal["nested", "zeros", "constant"] | Callable[[Any], PyTree]
+InitialGuess = Literal["graded", "nested", "zeros", "constant"] | Callable[[Any], PyTree]
 
 
 def require_known_guess(initial_guess: InitialGuess, state: PyTree) -> None:
     if callable(initial_guess):
         eqx.filter_eval_shape(partial(_guessed, initial_guess, state), jax.ShapeDtypeStruct((), jnp.int32))
-    elif not isinstance(initial_guess, str) or initial_guess not in ("nested", "zeros", "constant"):
+    elif not isinstance(initial_guess, str) or initial_guess not in ("graded", "nested", "zeros", "constant"):
         found = repr(initial_guess) if isinstance(initial_guess, str) else f"a {type(initial_guess).__name__}"
         raise ValueError(
-            f'initial_guess must be "nested", "zeros", "constant" or a function step -> state, not {found}. For one state '
-            "at every point pass a function that returns it."
+            'initial_guess must be "graded", "nested", "zeros", "constant" or a function step -> state, '
+            f"not {found}. For one state at every point pass a function that returns it."
         )
 
 
 def first_guess(cycle: Cycle, u0: PyTree[Array], initial_guess: InitialGuess) -> Points:
     """C-points `0, m, 2 m, …` of level 0, as stored; point 0 is the initial state."""
     stored = cycle.evolution.stored(u0)
-    if initial_guess == "nested":
-        return cycle.ascend(stored, "V")
+    if initial_guess in ("graded", "nested"):
+        return cycle.ascend_graded(stored) if initial_guess == "graded" else cycle.ascend(stored, "V")
     if not callable(initial_guess):
         return _uniform(stored, cycle.hierarchy[0], initial_guess == "zeros")
     steps = jnp.arange(1, cycle.hierarchy[0].num_intervals + 1, dtype=jnp.int32) * cycle.hierarchy[0].factor

@@ -60,12 +60,12 @@ def relax_finest(level: Level, evolution: Evolution, c: Points, e: Points, sweep
 
 @per_level
 def relax_coarse(
-    level: Level, evolution: Evolution, c: Points, g: Points, sweeps: Array, steps: Array
+    level: Level, evolution: Evolution, c: Points, g: Points, sweeps: Array, steps: Array, first: Array
 ) -> tuple[Points, Points, Points]:
     """On a coarse level, beginning with an F-relaxation, `sweeps` times {C-relaxation, sweep}: `c`, `e` and what was reached.
 
-    That is the F-points, and arrivals where there is a C-point, as [point in its interval, interval]. A sweep ends after
-    `steps` applications: `factor` of them for arrivals, one less for a plain F-relaxation.
+    That is the F-points, and arrivals where there is a C-point, as [point in its interval, interval]. A sweep goes from point
+    `first` of each interval to point `steps`: 0 and `factor` for arrivals, one less for a plain F-relaxation.
     """
     lanes = level.num_intervals + (level.tail > 0)
     starts = _starts(level, lanes)
@@ -79,7 +79,8 @@ def relax_coarse(
             return u, clock, jax.tree.map(lambda r, x: jax.lax.dynamic_update_index_in_dim(r, x, j, 0), reached, u)
 
         u = jax.tree.map(lambda x: x[:lanes], c)
-        return jax.lax.fori_loop(jnp.int32(0), steps, step, (u, jax.vmap(evolution.clock)(starts), reached))[2]
+        clock = jax.vmap(evolution.clock)(starts + first * level.stride)
+        return jax.lax.fori_loop(first, steps, step, (u, clock, reached))[2]
 
     def cycle(_, carry):
         c, reached = carry
@@ -129,16 +130,38 @@ def all_points(level: Level, c: Points, reached: Points) -> Points:
 
 
 @per_level
-def march(level: Level, evolution: Evolution, c: Points, g: Points) -> Points:
-    """All points of the coarsest level, one after the other from its first."""
+def march(level: Level, evolution: Evolution, c: Points, g: Points, first: Array) -> Points:
+    """All points of the coarsest level, one after the other from point `first` in the state `c[0]`."""
 
-    def step(carry, inputs):
-        (floating, clock), (start, g_k) = carry, inputs
-        floating, clock = evolution.advance_stored(floating, clock, start, level.stride)
-        floating = jax.tree.map(jnp.add, floating, g_k)
-        return (floating, clock), floating
+    def step(k, carry):
+        u, clock, points = carry
+        u, clock = evolution.advance_stored(u, clock, k * level.stride, level.stride)
+        u = jax.tree.map(lambda x, y: x + jax.lax.dynamic_index_in_dim(y, k, 0, keepdims=False), u, g)
+        return u, clock, jax.tree.map(lambda p, x: jax.lax.dynamic_update_index_in_dim(p, x, k + 1, 0), points, u)
 
-    starts = jnp.arange(level.size, dtype=jnp.int32) * level.stride
-    first = jax.tree.map(lambda x: x[0], c)
-    _, rest = jax.lax.scan(step, (first, evolution.clock(starts[0])), (starts, g))
-    return jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y]), c, rest)
+    u = jax.tree.map(lambda x: x[0], c)
+    points = jax.tree.map(lambda x: jnp.broadcast_to(x, (level.size + 1, *x.shape)), u)
+    return jax.lax.fori_loop(first, jnp.int32(level.size), step, (u, evolution.clock(first * level.stride), points))[2]
+
+
+@partial(kernel, static_argnums=0)
+def everywhere(num_points: int, u: PyTree[Array]) -> Points:
+    """One state at so many points."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_points, *x.shape)), u)
+
+
+@kernel
+def first_arrival(reached: Points) -> PyTree[Array]:
+    """Of all that was reached, the state at the end of the first interval."""
+    return jax.tree.map(lambda x: x[-1, 0], reached)
+
+
+@kernel
+def begun_with(points: Points, u0: PyTree[Array], c: Points, reached: Points, first: Array) -> Points:
+    """The points of a level, with `u0` and the first interval in `reached`, from point `first` on in the state `c[0]`."""
+
+    def begin(points, u0, c, reached):
+        begun = jnp.concatenate([u0[None], reached[:-1, 0]]).at[first].set(c[0])
+        return points.at[: len(begun)].set(begun)
+
+    return jax.tree.map(begin, points, u0, c, reached)

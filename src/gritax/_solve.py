@@ -33,7 +33,7 @@ def solve(
     *,
     tolerance: float | None = None,
     max_iterations: int = 50,
-    initial_guess: InitialGuess = "nested",
+    initial_guess: InitialGuess = "graded",
     save_every: int | None = None,
     throw: bool = True,
     progress: Progress | None = None,
@@ -54,8 +54,9 @@ def solve(
       final parameters have settled to 1e-6 of the distance travelled, or at the rounding floor of the dtype. 0 runs exactly
       `max_iterations` and never raises.
     - `max_iterations`: at most so many iterations.
-    - `initial_guess`: `"nested"` solves the coarsest level with its own propagator and fills the finer ones from it; `"zeros"`
-      and `"constant"` (the initial state) at every point; or a function `step -> state`, which may get a traced step.
+    - `initial_guess`: `"nested"` solves the coarsest level with its own propagator and fills the finer ones from it; `"graded"`
+      does so too, but begins in the strides of level 1, which grow with the distance from the start; `"zeros"` and
+      `"constant"` (the initial state) at every point; or a function `step -> state`, which may get a traced step.
     - `save_every`: keep the states after every so many steps, in `Solution.states`.
     - `throw`: raise `ConvergenceError`, with the solution in its `solution`, if the tolerance is not reached.
     - `progress`: told of levels, iterations and the end.
@@ -94,7 +95,7 @@ def solve(
         cycle = Cycle(evolution, hierarchy, chosen, adaptation.cost)
         compile_ahead(cycle, floating)
         c = first_guess(cycle, floating, initial_guess)
-        if initial_guess == "nested" and adaptation.to_guess(cycle, c):
+        if initial_guess == "graded" and adaptation.to_guess(cycle, c):
             progress.restart(adaptation.restarts[-1])
             continue
         monitor = Monitor(tolerance, int(max_iterations), least_precise(floating), adaptation.can_refine)

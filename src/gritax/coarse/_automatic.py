@@ -82,13 +82,13 @@ def _refused(tangent: Tangent, kappa: float) -> str:
 
 
 def _depth(coarse: FrozenGradient | Stabilized | Tangent, num_steps: int, iterations: int) -> int:
-    """Evaluations in sequence of a solve by V-cycles from the nested guess."""
+    """Evaluations in sequence of a solve by V-cycles from the graded guess."""
     *relaxed, last = coarse.method(num_steps).hierarchy(num_steps).levels
     once = lambda level: 1 if level.stride == 1 else coarse.depth(level.stride)
     if not relaxed:
         return last.size
     finest, *between = relaxed
-    guess = last.size * once(last) + sum((level.factor - 1) * once(level) for level in between) + finest.factor
+    guess = last.size * once(last) + sum(2 * (level.factor - 1) * once(level) for level in between) + finest.factor
     # On a coarse level: right-hand side, FC sweeps and the F-relaxation before them, F-points on the way up.
     cycle = sum((1 + (level.sweeps + 2) * level.factor - 1) * once(level) for level in between)
     return guess + iterations * ((finest.sweeps + 1) * finest.factor + cycle + (1 + last.size) * once(last))

@@ -1,5 +1,6 @@
 """What a stabilised coarse step knows of the run that it is a part of."""
 
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -17,7 +18,8 @@ _STABLE = 2.0
 class KnownRun(eqx.Module):
     """The curvature along a run and that beside the stiffest directions, and how coarse steps follow from it.
 
-    `single` is the longest stride that takes one stage, `lasting` how long the optimizer remembers.
+    `single` is the longest stride that takes one stage, `lasting` how long the optimizer remembers; levels are chosen for
+    `levels_kappa` and stay, whatever is met later.
     """
 
     curvature: Curvature
@@ -25,6 +27,7 @@ class KnownRun(eqx.Module):
     single: int = eqx.field(static=True)
     lasting: int = eqx.field(static=True)
     first_factor: int = eqx.field(static=True)
+    levels_kappa: float = eqx.field(static=True, default=0.0)
 
     @classmethod
     def of(cls, kappa: float | None, lasting: int = 1, first_factor: int = 1) -> "KnownRun":
@@ -37,7 +40,16 @@ class KnownRun(eqx.Module):
         single = self.single if self.single * most <= _STABLE else reach(1, most)
         curvature = Curvature.along(steps, kappas)
         beside = curvature if rest is None else Curvature.along(steps, rest)
-        return KnownRun(curvature, beside, max(single, 1), self.lasting, self.first_factor)
+        return KnownRun(curvature, beside, max(single, 1), self.lasting, self.first_factor, self.levels_kappa or most)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the curvature is known at more than the first state."""
+        return int(np.count_nonzero(self.curvature.kappas)) > 1
+
+    def with_new_levels(self) -> "KnownRun":
+        """With levels for the largest curvature known."""
+        return replace(self, levels_kappa=self.curvature.largest)
 
     def within(self, start: Any, stride: int) -> tuple[Any, Any]:
         """(the kappa that stages are to serve, how much larger it gets than in the middle), for coarse steps from `start`.

@@ -38,7 +38,7 @@ class FrozenGradient:
 
     - `refresh`: training steps between two evaluations at new parameters; `math.inf` for one evaluation a coarse step.
       `None` chooses from the curvature: the largest power of two with $\kappa \le 1.5$, where $\kappa$ is `refresh` times
-      effective learning rate times largest curvature of the loss, at the initial state and along the nested guess. A solve that
+      effective learning rate times largest curvature of the loss, at the initial state and along the guess. A solve that
       then diverges is started again with half of it.
     - `chunk`: at most so many gradients of a coarse step are held at a time; those of one chunk are evaluated as one batch.
 

@@ -26,7 +26,7 @@ _MARGIN = 1.15
 _MORE = 1.5
 _FEWEST = 6
 _FACTOR = 4
-_LARGEST_MARGIN = 20.0
+_LARGEST_MARGIN = 6.0
 
 
 class Stabilized(eqx.Module):
@@ -76,7 +76,7 @@ class Stabilized(eqx.Module):
         self,
         kappa: float | None = None,
         *,
-        directions: int = 32,
+        directions: int = 64,
         chunk: int = 16,
         _margin: float = _MARGIN,
         _known=None,
@@ -129,7 +129,7 @@ class Stabilized(eqx.Module):
 
         With momentum the first interval is long enough for a velocity to decay in it, and as long as its stages reach.
         """
-        kappa, first, most = self._known.curvature.largest, self._known.first_factor, max(num_steps // _FEWEST, 2)
+        kappa, first, most = self._known.levels_kappa, self._known.first_factor, max(num_steps // _FEWEST, 2)
         count = next(s for s in itertools.count(1) if reach(s, kappa) >= first)
         factors = [min(first if count == 1 else reach(count, kappa), most)] if first > 1 else []
         while (left := min(reach(1, kappa), most) // math.prod(factors)) > 1:
@@ -175,8 +175,8 @@ class Stabilized(eqx.Module):
         """(this step with the curvature at these states, depth and work spent)."""
         if iteration is None:
             self = self._begun(step, states, num_steps)
-        # The nested guess is too far from the trajectory: what it meets says nothing.
-        if self.kappa is not None or iteration == 0:
+        # The velocities and second moments of a guess are too far from the trajectory: what they meet says nothing.
+        if self.kappa is not None or (iteration == 0 and self._known.lasting > 1) or (iteration and self._known.is_measured):
             return self, 0, 0
         span = min(SPAN, max(num_steps // 2, 1))
         where = np.clip(starts, 0, max(num_steps - 2 * span, 0))
@@ -218,7 +218,7 @@ class Stabilized(eqx.Module):
         """For half as much curvature again as was found, if it was not the caller's."""
         if self.kappa is not None or self._margin > _LARGEST_MARGIN:
             return None
-        more = self._known.along(np.zeros(1, np.int32), np.full(1, _MORE * self.largest_kappa))
+        more = self._known.along(np.zeros(1, np.int32), np.full(1, _MORE * self.largest_kappa)).with_new_levels()
         known = self._stiffest_directions
         return self._with(more, known and known.forgotten(), _MORE * self._margin)
 
