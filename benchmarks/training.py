@@ -7,6 +7,7 @@ Counts do not depend on the machine; the seconds are those of one call, with its
 
 import argparse
 import math
+from functools import partial
 
 import jax
 import optax
@@ -87,7 +88,10 @@ GROUPS = {
     "stabilized, heavy ball, 65,536": lambda: stabilized(optax.sgd(0.02, momentum=0.9), (1,), (65536,)),
     "stabilized, xor": lambda: xor(False),
     "stabilized, xor serialised": lambda: xor(True),
-    "tangent, xor": lambda: tangent(False, sizes=(1600, 6400, 25600, 102400, 409600), seeds=range(1, 11)),
+    **{
+        f"tangent, xor, {steps:,}": partial(tangent, False, sizes=(steps,), seeds=range(1, 11))
+        for steps in (1600, 6400, 25600, 102400, 409600)
+    },
     "tangent, xor serialised": lambda: tangent(True),
     "tangent, xor serialised, alpha .1": lambda: tangent(True, 0.1),
     "relu": lambda: digits(optax.adam(1e-3), 16, steps=512, seeds=(1,), activation="relu"),
