@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small_problems as small
 
 import gritax
 
@@ -215,3 +216,14 @@ def test_progress_sees_levels_iterations_and_the_end():
     assert [each.residual for each in seen[1:-1]] == solution.residuals.tolist()
     assert [each.exact_steps for each in seen[1:-1]][:3] == [0, 8, 16]
     assert seen[2].factor == solution.residuals[1] / solution.residuals[0]
+
+
+def test_a_second_moment_of_zero_is_no_reason_to_blame_serial_training(mixed_dtypes):
+    """As of pixels that are always off: a difference below zero would have no root."""
+    loss = lambda params, batch: small.loss(params["network"], batch) + 0 * jnp.sum(params["idle"])
+    step = gritax.TrainStep(loss, optax.adam(1e-2), small.batches(), gritax.RescaledRate())
+    state = step.init({"network": small.params(), "idle": jnp.ones(3)})
+    solution = gritax.solve(step, state, 64, gritax.Multigrid((4, 4)), max_iterations=2, throw=False)
+    assert "hardly falls" in solution.reason
+    assert "stable" in solution.reason
+    assert "Serial training" not in solution.reason

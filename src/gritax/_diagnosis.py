@@ -82,13 +82,14 @@ def _power_iterations(evolution, states, starts, stride):
     # Differences rather than derivatives: phi need not be differentiable.
     def at(u, start):
         clock = evolution.clock(start)
-        leaves, structure = jax.tree.flatten(u)
+        # In the stored form: of a second moment a difference would take the root of a negative number.
+        leaves, structure = jax.tree.flatten(evolution.stored(u))
         flat, unravel = ravel_pytree(leaves)
         size = jnp.linalg.norm(flat)
         length = (jnp.sqrt(jnp.finfo(flat.dtype).eps) * (1 + size)).astype(flat.dtype)
 
         def advance(flat):
-            return ravel_pytree(evolution.advance(structure.unflatten(unravel(flat)), clock, start, stride)[0])[0]
+            return ravel_pytree(evolution.advance_stored(structure.unflatten(unravel(flat)), clock, start, stride)[0])[0]
 
         base = advance(flat)
 
