@@ -40,7 +40,7 @@ _CASES = {
 @pytest.mark.parametrize(
     ("wanted", "dtype"),
     [
-        ("Tangent", "float32"),
+        pytest.param("Tangent", "float32", marks=pytest.mark.slow),
         ("Stabilized", "float64"),
         pytest.param("FrozenGradient", "float64", marks=pytest.mark.slow),
         pytest.param("Tangent", "float64", marks=pytest.mark.slow),

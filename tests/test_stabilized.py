@@ -166,11 +166,11 @@ def test_refused(make, message):
 
 def test_directions_are_measured_along_the_guess_unless_the_optimizer_remembers():
     for optimizer, at_guess in ((optax.sgd(0.1), True), (optax.sgd(0.02, momentum=0.9), False)):
-        step = gritax.TrainStep(small.loss, optimizer, small.batches(), gritax.Stabilized())
+        step = gritax.TrainStep(small.loss, optimizer, small.batches())
         states = jax.tree.map(lambda x: jnp.stack([x, x]), step.init(small.params()))
         starts = np.array([0, 32], np.int32)
         first = jax.tree.map(lambda x: x[:1], states)
-        coarse, *_ = gritax.Stabilized().adapted(step, first, starts[:1], 64, None)
+        coarse, *_ = gritax.Stabilized(directions=2).adapted(step, first, starts[:1], 64, None)
         levels = coarse.method(64)
         coarse, depth, _ = coarse.adapted(step, states, starts, 64, 0)
         assert (depth > 0) == at_guess
