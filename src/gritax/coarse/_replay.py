@@ -7,7 +7,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._linear import LinearSteps, linear
@@ -29,25 +28,15 @@ class Replay:
         self.alike = not jax.tree.leaves(state.stats) and step.same_data()
         self.chunk = length if self.alike and self.linear else chunk
 
-    def __call__(self, *params: PyTree) -> PyTree:
-        """The state after the steps, with the gradients at `params`.
-
-        With two such arguments, the gradients at both, interpolated linearly between the first step and the last.
-        """
+    def __call__(self, params: PyTree) -> PyTree:
+        """The state after the steps, with the gradients at `params`."""
         if self.linear is None:
             arrays, constants = eqx.partition(self.state, eqx.is_array)
             return eqx.combine(self._in_chunks(partial(self._update, params, constants), arrays), constants)
-        rows = [row * share.astype(row.dtype) for row in self.linear.rows for share in self._shares(len(params))]
-        zeros = [jax.tree.map(jnp.zeros_like, self.params) for _ in rows]
-        sums, stats = self._in_chunks(partial(self._add_gradients, params, rows), (zeros, self.state.stats))
-        sums = [jax.tree.map(lambda *x: sum(x), *sums[i : i + len(params)]) for i in range(0, len(sums), len(params))]
+        zeros = [jax.tree.map(jnp.zeros_like, self.params) for _ in self.linear.rows]
+        sums, stats = self._in_chunks(partial(self._add_gradients, params), (zeros, self.state.stats))
         after, opt_state = self.linear.advance(self.params, self.state.opt_state, sums)
         return type(self.state)(eqx.combine(after, self.others), opt_state, stats)
-
-    def _shares(self, count: int) -> list[np.ndarray]:
-        """The share of each set of gradients in those of each step."""
-        last = (np.arange(self.length) + 0.5) / self.length
-        return [np.ones(self.length)] if count == 1 else [1 - last, last]
 
     def _in_chunks(self, advance: Callable, carry: Any) -> Any:
         """`carry = advance(carry, steps)` over all steps."""
@@ -64,31 +53,24 @@ class Replay:
             carry = advance(carry, self.start + whole * self.chunk + jnp.arange(rest, dtype=jnp.int32))
         return carry
 
-    def _update(self, points, constants, arrays, steps):
+    def _update(self, params, constants, arrays, steps):
         """The updates of these steps; a state is `arrays` and `constants`."""
         step, stats = self.step, self.state.stats
-
-        def at(params):
-            params = eqx.combine(params, self.others)
-            found = jax.vmap(lambda k: step.gradient(params, stats, step.data(k), k))(steps[:1] if self.alike else steps)
-            return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(steps), *x.shape[1:])), found) if self.alike else found
-
-        (values, new_stats), gradients = at(points[0])
-        if len(points) == 2:
-            mix = partial(_mixed, [jnp.asarray(share)[steps - self.start] for share in self._shares(2)])
-            (last_values, _), last_gradients = at(points[1])
-            values, gradients = jax.tree.map(mix, (values, gradients), (last_values, last_gradients))
+        frozen = eqx.combine(params, self.others)
+        at = steps[:1] if self.alike else steps
+        found = jax.vmap(lambda k: step.gradient(frozen, stats, step.data(k), k))(at)
+        (values, new_stats), gradients = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(steps), *x.shape[1:])), found)
 
         def update(arrays, inputs):
             k, value, new_stats, gradient = inputs
             state = eqx.combine(arrays, constants)
-            state = step.apply(state, gradient, value, self._statistics(points[0], k, new_stats, state.stats))
+            state = step.apply(state, gradient, value, self._statistics(params, k, new_stats, state.stats))
             return eqx.filter(state, eqx.is_array), None
 
         return jax.lax.scan(update, arrays, (steps, values, new_stats, gradients))[0]
 
-    def _add_gradients(self, points, rows, carry, steps):
-        """Adds the weighted gradients of these steps; the rows of weights are for the points in turn."""
+    def _add_gradients(self, params, carry, steps):
+        """Adds the weighted gradients of these steps."""
         sums, stats = carry
         step, frozen = self.step, self.state.stats
 
@@ -96,16 +78,15 @@ class Replay:
             params = eqx.combine(params, self.others)
             return jax.vmap(lambda k: step.evaluate(params, frozen, step.data(k), k))(steps[:1] if self.alike else steps)
 
-        passes = [jax.vjp(losses, params, has_aux=True) for params in points]
+        values, pull, new_stats = jax.vjp(losses, params, has_aux=True)
         totals = []
-        for index, (total, row) in enumerate(zip(sums, rows, strict=True)):
-            values, pull, _ = passes[index % len(points)]
+        for total, row in zip(sums, self.linear.rows, strict=True):
             weights = row[steps - self.start].astype(values.dtype)
             weights = jnp.sum(weights, keepdims=True) if self.alike else weights
             totals.append(jax.tree.map(jnp.add, total, pull(weights)[0]))
         if jax.tree.leaves(stats):
-            follow = lambda stats, inputs: (self._statistics(points[0], inputs[0], inputs[1], stats), None)
-            stats = jax.lax.scan(follow, stats, (steps, passes[0][2]))[0]
+            follow = lambda stats, inputs: (self._statistics(params, inputs[0], inputs[1], stats), None)
+            stats = jax.lax.scan(follow, stats, (steps, new_stats))[0]
         return totals, stats
 
     def _statistics(self, params, k, at_frozen, stats):
@@ -126,8 +107,3 @@ class Replay:
         moved = jax.jvp(after, (known,), (jax.tree.map(jnp.subtract, floating, known),))[1]
         floating, others = eqx.partition(at_frozen, eqx.is_inexact_array)
         return eqx.combine(jax.tree.map(jnp.add, floating, moved), others)
-
-
-def _mixed(shares, first, last):
-    a, b = (share.astype(first.dtype).reshape(-1, *(1,) * (first.ndim - 1)) for share in shares)
-    return a * first + b * last

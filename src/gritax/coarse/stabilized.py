@@ -39,15 +39,15 @@ class Stabilized(eqx.Module):
     What takes the long step is not the parameters but the *slow variable* z of the optimizer: where they come to rest if no
     more gradients come. For heavy ball that is $w - \alpha \beta / (1 - \beta) v$, which descends by itself; for any
     optimizer it is found by steps with gradients of zero. Each stage replays the optimizer's own M updates with gradients at
-    the stage. One more evaluation, with gradients interpolated between the first and the last z, then gives moments and
-    parameters. Without momentum z is w, and there is none.
+    the stage. The moments after the step, and how far the parameters are from z, are those of the last stage's replay: wrong
+    to first order in M, and forgotten within the first interval of training steps. Without momentum z is w.
 
     Where one stage is enough, the step is that of `FrozenGradient`. The number of stages is that of the largest
     curvature within the coarse step, measured at the initial state and again after the first iteration along the run, where
     it usually has fallen. From then on the stiffest directions, found at the same time, are taken exactly (as far as the loss
     is quadratic), and the curvature that counts is that of the others.
 
-    A depth of s, with momentum s + 1; a work of `stride` for each evaluation.
+    A depth of s; a work of `stride` for each evaluation.
 
     **Arguments**
 
@@ -120,9 +120,8 @@ class Stabilized(eqx.Module):
         """(depth, work) of coarse steps from `starts`, [sequence, lanes]: lanes wait for the one with most stages."""
         if stride <= self._known.single:
             return len(starts), starts.size * stride
-        closing = self._known.lasting > 1
-        most = np.max(stages(self._known.within(starts, stride)[0] * stride), axis=1)
-        return int(np.sum(most + closing)), int(np.sum(most + 2 * closing)) * starts.shape[1] * stride
+        depth = int(np.sum(np.max(stages(self._known.within(starts, stride)[0] * stride), axis=1)))
+        return depth, depth * starts.shape[1] * stride
 
     def method(self, num_steps: int) -> Multigrid:
         """Factors of 4 to the longest stride that takes one stage, and on from there to a few steps on the coarsest level.
@@ -162,12 +161,10 @@ class Stabilized(eqx.Module):
             return change, eqx.filter(after, eqx.is_array)
 
         end, after = chebyshev(evaluate, z, count)
-        if lasting == 1:
-            after = eqx.combine(after, eqx.filter(state, eqx.is_array, inverse=True))
-            return after._replace(params=eqx.combine(end, others))
-        last = replay(params, end)
-        params = jax.tree.map(lambda z, w, rest: z + (w - rest), end, step.split(last.params)[0], slow(last))
-        return last._replace(params=eqx.combine(params, others))
+        after = eqx.combine(after, eqx.filter(state, eqx.is_array, inverse=True))
+        if lasting > 1:
+            end = jax.tree.map(lambda z, w, rest: z + (w - rest), end, step.split(after.params)[0], slow(after))
+        return after._replace(params=eqx.combine(end, others))
 
     def adapted(
         self, step: Any, states: PyTree, starts: np.ndarray, num_steps: int, iteration: int | None
