@@ -66,3 +66,13 @@ def _timed(run):
 def write(path, rows):
     made_by = {"command": shlex.join(["python", *sys.argv]), "machine": machine(), "versions": versions(), "date": today()}
     Path(path).write_text(json.dumps(made_by | {"rows": rows}, indent=1) + "\n")
+
+
+def write_table(path, marks, header, num_names, rows):
+    """The table of these cells between two lines of a page; all columns but the first `num_names` are numbers."""
+    lines = [header, ["---"] * num_names + ["--:"] * (len(header) - num_names), *rows]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    page = Path(path)
+    start, end = marks
+    before, _, rest = page.read_text().partition(start)
+    page.write_text(f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}")

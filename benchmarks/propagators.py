@@ -3,16 +3,19 @@
     python benchmarks/propagators.py [names of problems] [--json FILE] [--page FILE]
 
 Counts do not depend on the machine. Seconds are those of a second call beside a second serial run, both compiled.
-`--page` writes the table between the two marks of a page.
+Rows of problems that are not named stay in FILE as they were. `--page` writes the table between the two marks of a page.
 """
 
 import argparse
+import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import optax
-from _rows import row, write
+from _measuring import today
+from _rows import row, write, write_table
 
 import gritax
 
@@ -52,57 +55,56 @@ PROBLEMS = {
 
 def measured(problem, name):
     steps, make = PROBLEMS[problem]
-    names = {"problem": problem, "propagator": name}
+    names = {"problem": problem, "propagator": name, "date": today()}
     try:
         return row(make(PROPAGATORS[name]()), steps, warm=True, max_iterations=20, **names)
     except ValueError as error:
         return {**names, "steps": steps, "refused": str(error)}
 
 
-_FIGURES = ("iterations", "depth", "speedup", "on 64 devices", "work", "seconds", "serial")
+def known_rows(file):
+    return json.loads(Path(file).read_text())["rows"] if file and Path(file).exists() else []
 
 
-def table(rows):
-    lines = [
-        _line(["problem", "steps", "coarse propagator", *_FIGURES]),
-        _line(["---", "--:", "---", *["--:"] * len(_FIGURES)]),
-    ]
-    for each in rows:
-        begin = [each["problem"], f"{each['steps']:,}", each["propagator"]]
-        if "refused" in each:
-            lines.append(_line([*begin, "refused", *[""] * 6]))
-            continue
-        chosen = f" ({each['coarse_steps'].split(',')[0].split('(')[0]})" if each["propagator"] == '"auto"' else ""
-        begin[-1] += chosen
-        iterations = str(each["iterations"]) if each["converged"] else f"not in {each['iterations']}"
-        speedups = [f"{each[name]:.2f}" for name in ("potential_speedup", "speedup_on_devices")]
-        figures = speedups if each["converged"] else ["", ""]
-        seconds = [f"{each[name]:.2f}" for name in ("warm_seconds", "warm_serial_seconds")]
-        lines.append(_line([*begin, iterations, f"{each['depth']:,}", *figures, f"{each['work_per_step']:.1f}", *seconds]))
-    return "\n".join(lines)
+def merged(rows):
+    """In the order of the table, the last of each problem and propagator."""
+    last = {(each["problem"], each["propagator"]): each for each in rows}
+    return [last[pair] for pair in itertools.product(PROBLEMS, PROPAGATORS) if pair in last]
 
 
-def _line(cells):
-    return f"| {' | '.join(cells)} |"
+HEADER = (
+    *("problem", "coarse propagator"),
+    *("steps", "iterations", "depth", "speedup", "on 64 devices", "work", "seconds", "serial"),
+)
+
+
+def cells(row):
+    chosen = f" ({row['coarse_steps'].split(',')[0].split('(')[0]})" if row["propagator"] == '"auto"' else ""
+    begin = [row["problem"], row["propagator"] + chosen, f"{row['steps']:,}"]
+    if "refused" in row:
+        return [*begin, "refused", *[""] * 6]
+    iterations = str(row["iterations"]) if row["converged"] else f"not in {row['iterations']}"
+    speedups = [f"{row[name]:.2f}" if row["converged"] else "" for name in ("potential_speedup", "speedup_on_devices")]
+    seconds = [f"{row[name]:.2f}" for name in ("warm_seconds", "warm_serial_seconds")]
+    return [*begin, iterations, f"{row['depth']:,}", *speedups, f"{row['work_per_step']:.1f}", *seconds]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("problems", nargs="*", help=f"all, if none is named: {', '.join(PROBLEMS)}")
-    parser.add_argument("--json", help="written after every solve")
+    parser.add_argument("--json", metavar="FILE", help="written after every solve")
     parser.add_argument("--page")
     arguments = parser.parse_args()
     rows = []
     for problem in arguments.problems or PROBLEMS:
         for name in PROPAGATORS:
-            rows.append(measured(problem, name))
-            print({key: value for key, value in rows[-1].items() if key not in ("levels", "metrics")}, flush=True)
+            found = measured(problem, name)
+            print({key: value for key, value in found.items() if key not in ("levels", "metrics")}, flush=True)
+            rows = merged([*known_rows(arguments.json), *rows, found])
             if arguments.json:
                 write(arguments.json, rows)
     if arguments.page:
-        page = Path(arguments.page)
-        before, _, rest = page.read_text().partition(START)
-        page.write_text(f"{before}{START}\n{table(rows)}\n{END}{rest.partition(END)[2]}")
+        write_table(arguments.page, (START, END), HEADER, 2, map(cells, rows))
 
 
 if __name__ == "__main__":
