@@ -1,5 +1,7 @@
 """The tangent coarse step: exact on networks that are linear in their parameters, close to training on others."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import small_problems as small
 
 import gritax
+from gritax.coarse import _lapack
 from gritax.coarse._linearised import largest_stable, power
 
 
@@ -212,3 +215,27 @@ def test_counts_are_whole(argument):
     for value in (0, 2.5, None):
         with pytest.raises(ValueError, match=argument):
             gritax.Tangent(**{argument: value})
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of jaxlib on a CPU")
+def test_under_vmap_lapack_gets_one_matrix_at_a_time():
+    """Two batches of matrices at a time hang on two cores: `coarse/_lapack.py`."""
+    step, state = _training(_CRITERIA["least squares"], _LINEAR["sgd"], True)
+    states = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+    both = jax.vmap(lambda state, start: gritax.Tangent()(step, state, start, 8))
+    found = [line for line in jax.jit(both).lower(states, jnp.array([0, 8])).as_text().splitlines() if "@lapack" in line]
+    assert found
+    for line in found:
+        assert all(shape.count("x") <= 2 for shape in re.findall(r"tensor<((?:\d+x)+)f64>", line)), line
+
+
+def test_lapack_under_vmap():
+    draw = np.random.default_rng(0)
+    a, b = draw.normal(size=(2, 3, 5, 5)), draw.normal(size=(2, 3, 5))
+    twice = lambda function: jax.jit(jax.vmap(jax.vmap(function)))
+    sizes, vectors = twice(_lapack.eigh)(a @ np.swapaxes(a, -1, -2))
+    np.testing.assert_allclose(sizes, np.linalg.eigvalsh(a @ np.swapaxes(a, -1, -2)), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(np.swapaxes(vectors, -1, -2) @ vectors, np.broadcast_to(np.eye(5), a.shape), atol=1e-12)
+    np.testing.assert_allclose(twice(_lapack.orthogonal_basis)(a), np.linalg.qr(a)[0], rtol=1e-9, atol=1e-12)
+    unit = np.tril(a, -1) + np.eye(5)
+    np.testing.assert_allclose(twice(_lapack.solve_unit_lower)(unit, b), np.linalg.solve(unit, b[..., None])[..., 0], rtol=1e-9)

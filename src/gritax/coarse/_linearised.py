@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 
 from .._optimizer import updated
 from ._function_space import FunctionSpace, only
+from ._lapack import eigh, solve_unit_lower
 from ._linear import LinearOptimizer
 
 
@@ -90,7 +91,7 @@ class LinearisedTraining:
         system = jnp.eye(length * rows, dtype=values.dtype) - jnp.einsum("kab,kbjc->kajc", slopes, coupled).reshape(
             length * rows, length * rows
         )
-        solution = jax.scipy.linalg.solve_triangular(system, right.ravel(), lower=True, unit_diagonal=True)
+        solution = solve_unit_lower(system, right.ravel())
         return solution.reshape(length, rows)
 
     def _responses(self) -> list[Array]:
@@ -153,12 +154,12 @@ def least_squares(training: LinearisedTraining, transfer: np.ndarray, weights: n
     values, gram = space.values.ravel(), training.grams[0]
     dual = lambda o: space.output_gradient(o, space.start)
     slope, c = jax.jacfwd(dual)(values), dual(values)
-    sizes, vectors = jnp.linalg.eigh(slope)
+    sizes, vectors = eigh(slope)
     # A least-squares criterion has no negative slope; of what it does not see, c is constant.
     seen = sizes > len(values) * jnp.finfo(values.dtype).eps * jnp.max(sizes)
     roots = jnp.sqrt(jnp.where(seen, sizes, 0))
     to_modes = roots[:, None] * vectors.T
-    curvatures, q = jnp.linalg.eigh(to_modes @ gram @ to_modes.T)
+    curvatures, q = eigh(to_modes @ gram @ to_modes.T)
     to_modes, from_modes = q.T @ to_modes, to_modes.T @ q
     c_modes = q.T @ (jnp.where(seen, 1 / jnp.where(seen, roots, 1), 0) * (vectors.T @ c))
     c_rest = c - from_modes @ c_modes

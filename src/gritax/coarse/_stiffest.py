@@ -18,6 +18,7 @@ from jaxtyping import Array, PyTree
 
 from .._kernel import kernel
 from ._curvature import operator
+from ._lapack import orthogonal_basis
 from ._stages import exact
 
 
@@ -139,7 +140,7 @@ def _orthogonal_iteration(arrays, starts, constants, structure, span, chunk, cou
         first = jax.random.normal(jax.random.key(0), (flat.size, count), flat.dtype)
 
         def next_basis(_, carry):
-            return (basis := jnp.linalg.qr(carry[1])[0]), block(basis)
+            return (basis := orthogonal_basis(carry[1])), block(basis)
 
         basis, products = jax.lax.fori_loop(0, _PRODUCTS, next_basis, (first, first))
 
