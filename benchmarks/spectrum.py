@@ -2,8 +2,9 @@
 
     python benchmarks/spectrum.py [--json FILE] [--page FILE]
 
-`measured` is the largest and the mean of the ratios of two residuals in a row, from the second iteration on and above a
-residual of 1e-9. Counts and factors do not depend on the machine. `--page` writes the table between the two marks of a page.
+Measured are the ratios of two residuals in a row down to a residual of 1e-9: their mean in the second half of the iterations, for
+what is predicted is a factor in the long run; the mean of all from the second iteration on; and the largest of these. Counts and
+factors do not depend on the machine. `--page` writes the table between the two marks of a page.
 """
 
 import argparse
@@ -79,7 +80,9 @@ def measured(problem, name, seed):
         "coarse_steps": predicted.coarse_steps,
         "kappa": float(f"{predicted.kappas.max():.3g}"),
         "predicted": float(f"{predicted.factor:.3g}"),
-        "measured_mean": float(f"{math.prod(ratios) ** (1 / max(len(ratios), 1)):.3g}"),
+        "bound": float(f"{predicted.bound:.3g}"),
+        "measured_late": mean(ratios[len(ratios) // 2 :]),
+        "measured_mean": mean(ratios),
         "measured_largest": float(f"{max(ratios, default=math.nan):.3g}"),
         "relative_residuals": [float(f"{r:.2e}") for r in solution.relative_residuals],
         "iterations": solution.iterations,
@@ -87,10 +90,14 @@ def measured(problem, name, seed):
     }
 
 
+def mean(ratios):
+    return float(f"{math.prod(ratios) ** (1 / max(len(ratios), 1)):.3g}")
+
+
 def cells(row):
-    predicted = f"{row['predicted']:.3f}" if row["predicted"] < 1 else "none"
-    begin = (row["problem"], row["propagator"], str(row["seed"]), predicted)
-    return [*begin, f"{row['measured_mean']:.3f}", f"{row['measured_largest']:.3f}", str(row["iterations"])]
+    predicted = [f"{row[name]:.3f}" if row[name] < 1 else "none" for name in ("predicted", "bound")]
+    measured = [f"{row[f'measured_{name}']:.3f}" for name in ("late", "mean", "largest")]
+    return [row["problem"], row["propagator"], str(row["seed"]), *predicted, *measured, str(row["iterations"])]
 
 
 def main():
@@ -108,7 +115,7 @@ def main():
                 if arguments.json:
                     write(arguments.json, rows)
     if arguments.page:
-        header = ("problem", "coarse steps", "seed", "predicted", "measured, mean", "largest", "iterations")
+        header = ("problem", "coarse steps", "seed", "predicted", "bound", "measured", "mean", "largest", "iterations")
         write_table(arguments.page, (START, END), header, 2, map(cells, rows))
 
 

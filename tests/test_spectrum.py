@@ -41,12 +41,12 @@ def test_two_levels_have_the_factor_of_the_literature(sweeps):
     ],
 )
 def test_no_cycle_leaves_more_of_the_largest_error(cycle, relaxation, weight):
-    """At every C-point and of every mode, from one iterate to the next; and the bound is not far off."""
+    """Than the bound, at every C-point and of every mode, from one iterate to the next; and it leaves what is expected."""
     method = gritax.Multigrid(2, max_levels=4, cycle=cycle, relaxation=relaxation, min_coarse=1, c_relaxation_weight=weight)
     step, state = _quadratic(gritax.RescaledRate())
     found = gritax.spectrum(step, state, 256, method)
     # The modes of the problem are not those of the prediction: between two of these the bound bends.
-    bound = np.interp(0.1 * _CURVATURES, found.curvatures[0], found.factors[0]) * 1.05 + 1e-9
+    bound = np.interp(0.1 * _CURVATURES, found.curvatures[0], found.bounds[0]) * 1.05 + 1e-9
     exact = (1 - 0.1 * _CURVATURES) ** np.arange(2, 257, 2)[:, None]
 
     def errors(iterations):
@@ -57,8 +57,7 @@ def test_no_cycle_leaves_more_of_the_largest_error(cycle, relaxation, weight):
 
     before, after = errors(2), errors(3)
     assert np.all(after <= bound * before + 1e-14)
-    if weight == 1:
-        assert np.max(after / np.maximum(before, 1e-30)) > 0.6 * found.factor
+    assert 0.75 < np.max(after / np.maximum(before, 1e-30)) / found.factor < 1.2
 
 
 @pytest.mark.parametrize(
@@ -123,7 +122,7 @@ def test_momentum_is_predicted_on_the_safe_side():
     found = gritax.spectrum(step, state, 2048)
     solution = gritax.solve(step, state, 2048, tolerance=0, max_iterations=6)
     factors = solution.residuals[3:] / solution.residuals[2:-1]
-    assert factors.max() < found.factor
+    assert factors.max() < found.bound
 
 
 def test_it_prints_as_a_table_and_has_a_picture():
@@ -131,7 +130,7 @@ def test_it_prints_as_a_table_and_has_a_picture():
     found = gritax.spectrum(step, state, 256, gritax.Multigrid(2, max_levels=3))
     lines = str(found).splitlines()
     assert lines[0] == "FrozenGradient(refresh=4)" and "levels 0, 1" in lines[1] and "levels 1, 2" in lines[1]
-    assert lines[-1] == f"predicted factor an iteration: {found.factor:.3g}"
+    assert lines[-1] == f"predicted factor an iteration: {found.factor:.3g}, bound {found.bound:.3g}"
     axes = found.plot()
     assert [line.get_label() for line in axes.get_lines()[:3]] == ["levels 0 and 1", "levels 1 and 2", "cycle"]
 
@@ -139,7 +138,7 @@ def test_it_prints_as_a_table_and_has_a_picture():
 def test_factors_above_one_promise_nothing():
     step, state = _quadratic(gritax.FrozenGradient(64), optax.sgd(0.5))
     found = gritax.spectrum(step, state, 1024, gritax.Multigrid(64))
-    assert found.factor > 1 and str(found).endswith("predicted factor an iteration: none")
+    assert found.factor > 1 and str(found).endswith("predicted factor an iteration: none, bound none")
 
 
 def test_unusable_arguments():
@@ -165,7 +164,8 @@ def test_on_minibatches_it_errs_on_the_safe_side(coarse, seed):
     problem = gritax.problems.digits(optax.sgd(0.1), seed, coarse=coarse)
     predicted = gritax.spectrum(problem.step, problem.state, 1024)
     solution = gritax.solve(problem.step, problem.state, 1024)
-    assert np.max(solution.residuals[2:] / solution.residuals[1:-1]) < predicted.factor < 1
+    measured = (solution.residuals[-1] / solution.residuals[1]) ** (1 / (solution.iterations - 1))
+    assert measured < predicted.bound < 1
 
 
 def test_the_stiffest_directions_are_predicted_as_they_are_taken():

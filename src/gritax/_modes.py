@@ -1,22 +1,29 @@
-r"""Bounds on what an iteration leaves of the error, mode by mode of a quadratic loss.
+r"""What an iteration leaves of the error, mode by mode of a quadratic loss: expected, and at most.
 
-The modes of a quadratic loss do not mix. On level l a step multiplies a mode by $\mu_l$ ($\mu_0$ is the training step). With m
-of its steps to an interval, $\nu$ FC sweeps of weight $\omega$, and z the factor of an error from one C-point to the next,
+The modes of a quadratic loss do not mix. On level l a step multiplies a mode by $\mu_l$ ($\mu_0$ is the training step). With
+m of its steps to an interval, $\nu$ FC sweeps of weight $\omega$, and z the factor of an error from one C-point to the next,
+$|z| = 1$, relaxation and an exact solve on level l + 1 leave $A_l$ of the error, and that solve is to correct $B_l$ of it:
 
-$$\rho_l = \max_z \left|\frac{\mu_l^m - \mu_{l+1}}{z - \mu_{l+1}} r\right|
-+ \max_z \left|\frac{z - \mu_l^m}{z - \mu_{l+1}} r\right| \rho_{l+1},
-\quad r = (1 - \omega + \omega \mu_l^m / z)^\nu, \quad |z| = 1$$
+$$A_l(z) = \frac{\mu_l^m - \mu_{l+1}}{z - \mu_{l+1}} r, \quad B_l(z) = \frac{z - \mu_l^m}{z - \mu_{l+1}} r, \quad
+r = (1 - \omega + \omega \mu_l^m / z)^\nu$$
 
-bounds what a V-cycle from level l leaves. The first term is that of an exact solve on level l + 1 (Dobrev, Kolev, Petersson and
-Schroder 2017, SIAM J. Sci. Comput. 39, S501); the second is what a cycle leaves of what it was to correct. On the coarsest
-level nothing is left. After an F-cycle $\rho_{l+1}$ is that of an F- and a V-cycle together. Momentum makes matrices
-of these numbers, and their largest eigenvalues count.
+$\max_z |A_l|$ is the factor of two levels (Dobrev, Kolev, Petersson and Schroder 2017, SIAM J. Sci. Comput. 39, S501). A
+V-cycle from level l leaves at most $\max_z |A_l| + \max_z |B_l|$ times what one from level l + 1 leaves, which grows with the
+levels. In fact level l + 1, whose intervals have n steps, sees of what it is to correct every n-th point, where the n
+factors $\zeta$ with $\zeta^n = z^n$ are one, and its F-relaxation spreads what is left of it over the others:
+
+$$\rho_l(z) = |A_l(z)|
++ \Big| \sum_{\zeta^n = z^n} B_l(\zeta) \frac1n \sum_{j < n} (\mu_{l+1} / \zeta)^j \Big| \rho_{l+1}(z^n)$$
+
+is the factor expected: a Fourier analysis over all levels, with a number in place of each matrix that couples these factors.
+On the coarsest level nothing is left. After an F-cycle $\rho_{l+1}$ is that of an F- and a V-cycle together. Momentum makes
+matrices of these numbers, and their largest eigenvalues count.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -31,43 +38,96 @@ from ._kernel import kernel
 from .training import CompositeLoss, TrainState, TrainStep
 
 
-_ANGLES = 33
+_ANGLES = 17
 _DIVERGES = 1e20
 
 
-def bounds(hierarchy: Hierarchy, cycle: str, transfer: Callable[[Level], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """([P, levels - 1, modes] for two levels, [P, modes] for the cycle)."""
-    coarse = transfer(hierarchy[-1])
-    after_v = after_f = np.zeros(coarse.shape[:-2])
-    of_levels = []
-    for level in reversed(hierarchy.levels[:-1]):
-        fine = transfer(level)
-        left, passed = _of_two_levels(level, np.linalg.matrix_power(fine, level.factor), coarse)
-        of_levels.append(left)
-        after_f = left + passed * after_f * (after_v if cycle == "F" else 1)
-        after_v = left + passed * after_v
-        coarse = fine
-    if not of_levels:
-        return np.zeros((len(coarse), 0, coarse.shape[1])), after_v
-    return np.stack(of_levels[::-1], axis=1), after_f
+class Prediction(NamedTuple):
+    """[P, levels - 1, modes] for two levels; [P, modes] for the cycle, expected and at most."""
+
+    of_two_levels: np.ndarray
+    expected: np.ndarray
+    bound: np.ndarray
 
 
-def _of_two_levels(level: Level, interval: np.ndarray, coarse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(what is left of an error after relaxation and an exact coarse solve, the share that the coarse solve is to correct)."""
-    poles = np.linalg.eigvals(coarse)
-    angles = np.broadcast_to(np.linspace(0, np.pi, _ANGLES), (*poles.shape[:-1], _ANGLES))
-    # Slow modes feel that the run is short: errors count less the later they are, by a tenth over the run.
-    radius = math.exp(0.1 / level.num_intervals)
-    z = radius * np.exp(1j * np.concatenate([angles, np.angle(poles)], axis=-1))[..., None, None]
-    eye, interval, coarse = np.eye(coarse.shape[-1]), interval[..., None, :, :], coarse[..., None, :, :]
-    relaxed = np.linalg.matrix_power((1 - level.weight) * eye + level.weight * interval / z, level.sweeps)
-    growing = np.abs(poles).max(axis=-1) >= radius
+class _Pair(NamedTuple):
+    """Two neighbouring levels, and what an interval of the finer and a step of the coarser one make of a mode."""
 
-    def largest(right):
-        found = np.abs(np.linalg.eigvals(np.linalg.solve(z * eye - coarse, right @ relaxed)))
-        return np.where(growing, _DIVERGES, found.max(axis=(-1, -2)))
+    level: Level
+    interval: np.ndarray
+    coarse: np.ndarray
 
-    return largest(interval - coarse), largest(z * eye - interval)
+    def angles(self) -> np.ndarray:
+        poles = np.linalg.eigvals(self.coarse)
+        evenly = np.broadcast_to(np.linspace(0, np.pi, _ANGLES), (*poles.shape[:-1], _ANGLES))
+        return np.concatenate([evenly, np.angle(poles)], axis=-1)
+
+    def circle(self) -> float:
+        # Slow modes feel that the run is short: errors count less the later they are, by a tenth over the run.
+        return math.exp(0.1 / self.level.num_intervals)
+
+    def amplifies(self) -> np.ndarray:
+        return _radius(self.coarse) >= self.circle()
+
+    def left(self, z: np.ndarray) -> np.ndarray:
+        """A for these z, matrices of a mode's coordinates."""
+        return self._solved(z, (self.interval - self.coarse)[..., None, :, :])
+
+    def passed(self, z: np.ndarray) -> np.ndarray:
+        """B for these z."""
+        eye = np.eye(self.coarse.shape[-1])
+        return self._solved(z, z[..., None, None] * eye - self.interval[..., None, :, :])
+
+    def _solved(self, z: np.ndarray, right: np.ndarray) -> np.ndarray:
+        z, weight, eye = z[..., None, None], self.level.weight, np.eye(self.coarse.shape[-1])
+        relaxed = (1 - weight) * eye + weight * self.interval[..., None, :, :] / z
+        return np.linalg.solve(
+            z * eye - self.coarse[..., None, :, :], right @ np.linalg.matrix_power(relaxed, self.level.sweeps)
+        )
+
+
+def predicted(hierarchy: Hierarchy, cycle: str, transfer: Callable[[Level], np.ndarray]) -> Prediction:
+    steps = [transfer(level) for level in hierarchy.levels]
+    nothing = np.zeros(steps[0].shape[:-2])
+    if len(steps) == 1:
+        return Prediction(nothing[:, None][:, :0], nothing, nothing)
+    pairs = [
+        _Pair(level, np.linalg.matrix_power(fine, level.factor), coarse)
+        for level, fine, coarse in zip(hierarchy.levels, steps, steps[1:], strict=False)
+    ]
+    of_two_levels, expected, bound_v, bound_f = [], nothing, nothing, nothing
+    for index, pair in reversed(list(enumerate(pairs))):
+        z = pair.circle() * np.exp(1j * pair.angles())
+        left = np.where(pair.amplifies(), _DIVERGES, _radius(pair.left(z)).max(axis=-1))
+        passed = _radius(pair.passed(z)).max(axis=-1)
+        of_two_levels.append(left)
+        bound_f = left + passed * bound_f * (bound_v if cycle == "F" else 1)
+        bound_v = left + passed * bound_v
+        # Seen from the finest level, what is at an angle here is at a part of it.
+        angles = pair.angles() / math.prod(finer.level.factor for finer in pairs[1 : index + 1])
+        of_cycle = _expected(pairs, pairs[0].circle() * np.exp(1j * angles), cycle).max(axis=-1)
+        expected = np.maximum(expected, np.where(pair.amplifies(), _DIVERGES, of_cycle))
+    return Prediction(np.stack(of_two_levels[::-1], axis=1), expected, bound_f)
+
+
+def _expected(pairs: list[_Pair], z: np.ndarray, cycle: str) -> np.ndarray:
+    left = _radius(pairs[0].left(z))
+    if len(pairs) == 1:
+        return left
+    count, coarse, seen = pairs[1].level.factor, pairs[0].coarse[..., None, :, :], 0
+    for root in np.exp(2j * np.pi * np.arange(count) / count):
+        spread = sum(np.linalg.matrix_power(coarse / (root * z)[..., None, None], j) for j in range(count)) / count
+        seen = seen + pairs[0].passed(root * z) @ spread
+    after = _expected(pairs[1:], z**count, cycle)
+    if cycle == "F":
+        after = after * _expected(pairs[1:], z**count, "V")
+    return left + _radius(np.asarray(seen)) * after
+
+
+def _radius(matrices: np.ndarray) -> np.ndarray:
+    if matrices.shape[-1] == 1:
+        return np.abs(matrices[..., 0, 0])
+    return np.abs(np.linalg.eigvals(matrices)).max(axis=-1)
 
 
 def transfer(coarse: Any, lasting: int, curvatures: np.ndarray, along: np.ndarray, level: Level) -> np.ndarray:

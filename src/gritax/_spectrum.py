@@ -14,7 +14,7 @@ from ._adaptation import points_along, prepared
 from ._evolution import Evolution
 from ._hierarchy import Hierarchy, Multigrid
 from ._kernel import kernel
-from ._modes import bounds, transfer
+from ._modes import predicted, transfer
 from ._validation import validated
 from .coarse._curvature import SPAN, largest_kappas
 from .coarse._slow import memory
@@ -35,8 +35,8 @@ class Spectrum:
       root of the second moment with Adam.
     - `curvatures`: [P, modes], from the slowest mode that N steps move to the stiffest.
     - `level_factors`: [P, levels - 1, modes], the factor of two levels: of one with an exact solve on the next.
-    - `factors`: [P, modes], the factor of the whole cycle.
-    - `factor`: the largest of them, by which the residual falls an iteration, or less. Above 1 it promises nothing.
+    - `factors`, `bounds`: [P, modes], what a cycle leaves of an error, as expected after some iterations, and at most.
+    - `factor`, `bound`: the largest of each. Above 1 they promise nothing.
     - `hierarchy`, `coarse_steps`: what it is a prediction for.
     """
 
@@ -45,12 +45,17 @@ class Spectrum:
     curvatures: np.ndarray = field(repr=False)
     level_factors: np.ndarray = field(repr=False)
     factors: np.ndarray = field(repr=False)
+    bounds: np.ndarray = field(repr=False)
     hierarchy: Hierarchy = field(repr=False)
     coarse_steps: str
 
     @property
     def factor(self) -> float:
         return float(np.max(self.factors))
+
+    @property
+    def bound(self) -> float:
+        return float(np.max(self.bounds))
 
     def __str__(self) -> str:
         levels = [f"levels {level.index}, {level.index + 1}" for level in self.hierarchy.levels[:-1]]
@@ -59,7 +64,7 @@ class Spectrum:
             rows.append([f"{step:,}", f"{kappa:.3g}", *map(_shown, (*of_levels.max(axis=-1), of_cycle.max()))])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        ending = f"predicted factor an iteration: {_shown(self.factor)}"
+        ending = f"predicted factor an iteration: {_shown(self.factor)}, bound {_shown(self.bound)}"
         return "\n".join([self.coarse_steps, *table, ending] if self.coarse_steps else [*table, ending])
 
     def plot(self, axes: Any = None) -> Any:
@@ -81,7 +86,7 @@ class Spectrum:
         axes.axhline(1, color="gray", linewidth=0.8)
         axes.set(
             xlabel="learning rate times curvature",
-            ylabel="bound on the convergence factor",
+            ylabel="convergence factor",
             title=f"step {self.steps[stiffest]:,}, kappa {self.kappas[stiffest]:.2g}",
             ylim=(1e-6, 10),
         )
@@ -138,8 +143,8 @@ def spectrum(step: TrainStep, state: TrainState, num_steps: int, method: Multigr
     most = np.maximum(kappas, _FLATTEST)
     curvatures = np.geomspace(np.minimum(most / 10, 0.1 / num_steps), most, _MODES, axis=1)
     lasting = memory(step.optimizer, step.split(state.params)[0])
-    level_factors, factors = bounds(hierarchy, method.cycle, partial(transfer, step.coarse, lasting, curvatures, along))
-    return Spectrum(along, kappas, curvatures, level_factors, factors, hierarchy, str(step.coarse))
+    levels, factors, bounds = predicted(hierarchy, method.cycle, partial(transfer, step.coarse, lasting, curvatures, along))
+    return Spectrum(along, kappas, curvatures, levels, factors, bounds, hierarchy, str(step.coarse))
 
 
 def _finite(states: TrainState) -> np.ndarray:
