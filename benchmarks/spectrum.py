@@ -2,9 +2,9 @@
 
     python benchmarks/spectrum.py [--json FILE] [--page FILE]
 
-Measured are the ratios of two residuals in a row down to a residual of 1e-9: their mean in the second half of the iterations, for
-what is predicted is a factor in the long run; the mean of all from the second iteration on; and the largest of these. Counts and
-factors do not depend on the machine. `--page` writes the table between the two marks of a page.
+Measured are the ratios of two residuals in a row down to a residual of 1e-9: their mean in the second half of the
+iterations, for what is predicted is a factor in the long run; the mean of all from the second iteration on; and the largest.
+Counts and factors do not depend on the machine. `--page` writes the table between the two marks of a page.
 """
 
 import argparse
