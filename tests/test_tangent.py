@@ -239,3 +239,13 @@ def test_lapack_under_vmap():
     np.testing.assert_allclose(twice(_lapack.orthogonal_basis)(a), np.linalg.qr(a)[0], rtol=1e-9, atol=1e-12)
     unit = np.tril(a, -1) + np.eye(5)
     np.testing.assert_allclose(twice(_lapack.solve_unit_lower)(unit, b), np.linalg.solve(unit, b[..., None])[..., 0], rtol=1e-9)
+
+
+def test_coarse_steps_together_take_no_more_than_the_memory():
+    """As XLA counts it: 256 examples, so that one row of the Jacobian passes 256 times what is in it."""
+    problem = gritax.problems.sine(coarse=gritax.Tangent(memory=2**28))
+    states = jax.tree.map(lambda x: jnp.broadcast_to(x, (40, *jnp.shape(x))), problem.state)
+    step = problem.step.adapted(jax.tree.map(lambda x: x[:1], states), np.zeros(1, np.int32), 160, None)[0]
+    together = jax.jit(jax.vmap(lambda state, start: step(state, start, 4)))
+    analysis = together.lower(states, 4 * jnp.arange(40)).compile().memory_analysis()
+    assert analysis.temp_size_in_bytes <= 1.2 * 2**28

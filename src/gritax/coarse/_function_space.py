@@ -19,12 +19,16 @@ from jaxtyping import Array, PyTree
 
 @dataclass(frozen=True)
 class Size:
-    """How large a function space is: `rows` numbers a step, the same ones at all steps if the data is."""
+    """How large a function space is: `rows` numbers a step, the same ones at all steps if the data is.
+
+    `pass_bytes` are what a pass through the network keeps for the way back, and so what one row of the Jacobian takes on it.
+    """
 
     rows: int
     same_data: bool
     num_params: int
     itemsize: int
+    pass_bytes: int
 
     @classmethod
     def of(cls, step: Any, params: PyTree) -> "Size":
@@ -35,9 +39,18 @@ class Size:
                 "linearised network. Split it into these two, or take gritax.FrozenGradient() or gritax.Stabilized()."
             )
         outputs = eqx.filter_eval_shape(lambda params, k: _flat_outputs(step, params, k), params, jnp.int32(0))
-        trained = jax.tree.leaves(step.split(params)[0])
-        itemsize = max(leaf.dtype.itemsize for leaf in trained)
-        return cls(outputs.size, step.same_data(), sum(leaf.size for leaf in trained), itemsize)
+        trained, others = step.split(params)
+        kept = jax.eval_shape(
+            lambda trained, k: jax.vjp(lambda x: _flat_outputs(step, eqx.combine(x, others), k), trained)[1],
+            trained,
+            jnp.int32(0),
+        )
+        leaves = jax.tree.leaves(trained)
+        itemsize = max(leaf.dtype.itemsize for leaf in leaves)
+        num_params = sum(leaf.size for leaf in leaves)
+        return cls(
+            outputs.size, step.same_data(), num_params, itemsize, sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
+        )
 
     def num_rows(self, stride: int) -> int:
         return self.rows * (1 if self.same_data else stride)
@@ -46,9 +59,10 @@ class Size:
         """Gram matrix, the system made of it and its factors."""
         return 4 * self.itemsize * self.num_rows(stride) ** 2
 
-    def bytes(self, stride: int) -> int:
-        """With the Jacobian."""
-        return self.gram_bytes(stride) + self.itemsize * self.num_rows(stride) * self.num_params
+    def bytes(self, stride: int, chunk: int) -> int:
+        """With the Jacobian, as it is and scaled, and what it takes to compute `chunk` rows of it at a time."""
+        rows = self.num_rows(stride)
+        return self.gram_bytes(stride) + 2 * self.itemsize * rows * self.num_params + min(rows, chunk) * self.pass_bytes
 
 
 class FunctionSpace:
@@ -63,7 +77,8 @@ class FunctionSpace:
         self.same_data = step.same_data()
         self.steps = start + jnp.arange(1 if self.same_data else stride, dtype=jnp.int32)
         if stored:
-            self.values, self._jacobian = jax.vmap(self._with_jacobian)(self.steps)
+            rows = jax.eval_shape(self._at, self.params, self.steps[0]).size
+            self.values, self._jacobian = _mapped(self._with_jacobian, self.steps, max(chunk // rows, 1))
         else:
             self.values, self._push = jax.linearize(
                 lambda params: jax.vmap(lambda k: self._at(params, k))(self.steps), self.params
@@ -74,7 +89,7 @@ class FunctionSpace:
 
     def _with_jacobian(self, k):
         values, pull = jax.vjp(lambda params: self._at(params, k), self.params)
-        return values, jax.vmap(lambda row: pull(row)[0])(jnp.eye(values.size, dtype=values.dtype))
+        return values, _mapped(lambda row: pull(row)[0], jnp.eye(values.size, dtype=values.dtype), self.chunk)
 
     def output_gradient(self, outputs: Array, k: Array) -> Array:
         """c: the derivative of the loss of step `k` by its outputs, where these are `outputs`."""
@@ -148,6 +163,10 @@ def _flat_outputs(step, params, k):
 
 def _none(x) -> bool:
     return x is None
+
+
+def _mapped(function: Callable, xs: Array, most: int) -> PyTree:
+    return jax.vmap(function)(xs) if len(xs) <= most else jax.lax.map(function, xs, batch_size=most)
 
 
 def in_batches(function: Callable, most: int) -> Callable:

@@ -67,7 +67,7 @@ class Tangent:
         require_whole("chunk", self.chunk, 1)
 
     def _stored(self, size: Size, stride: int) -> bool:
-        return size.bytes(stride) <= self.memory
+        return size.bytes(stride, self.chunk) <= self.memory
 
     def depth(self, stride: int) -> int:
         if self._known is None or self._stored(self._known.size, stride):
@@ -132,7 +132,7 @@ class Tangent:
             step, state = eqx.combine(arrays, constants)
             return eqx.filter(self._advance(step, state, start, stride, stored), eqx.is_array)
 
-        most = max(self.memory // (size.bytes(stride) if stored else size.gram_bytes(stride)), 1)
+        most = max(self.memory // (size.bytes(stride, self.chunk) if stored else size.gram_bytes(stride)), 1)
         return eqx.combine(in_batches(advance, most)(arrays, start), constants[1])
 
     def _advance(self, step, state, start, stride, stored):
