@@ -1,5 +1,6 @@
 """A solve and its serial twin as a row of a table."""
 
+import argparse
 import json
 import shlex
 import sys
@@ -66,6 +67,14 @@ def _timed(run):
 def write(path, rows):
     made_by = {"command": shlex.join(["python", *sys.argv]), "machine": machine(), "versions": versions(), "date": today()}
     Path(path).write_text(json.dumps(made_by | {"rows": rows}, indent=1) + "\n")
+
+
+def table_arguments(doc, problems):
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("problems", nargs="*", help=f"all, if none is named: {', '.join(problems)}")
+    parser.add_argument("--json", metavar="FILE", help="written after every solve")
+    parser.add_argument("--page", metavar="FILE")
+    return parser.parse_args()
 
 
 def write_table(path, marks, header, num_names, rows):

@@ -6,7 +6,6 @@ Counts do not depend on the machine. Seconds are those of a second call beside a
 Rows of problems that are not named stay in FILE as they were. `--page` writes the table between the two marks of a page.
 """
 
-import argparse
 import itertools
 import json
 from dataclasses import replace
@@ -15,7 +14,7 @@ from pathlib import Path
 import jax
 import optax
 from _measuring import today
-from _rows import row, write, write_table
+from _rows import row, table_arguments, write, write_table
 
 import gritax
 
@@ -90,12 +89,7 @@ def cells(row):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("problems", nargs="*", help=f"all, if none is named: {', '.join(PROBLEMS)}")
-    parser.add_argument("--json", metavar="FILE", help="written after every solve")
-    parser.add_argument("--page")
-    arguments = parser.parse_args()
-    rows = []
+    arguments, rows = table_arguments(__doc__, PROBLEMS), []
     for problem in arguments.problems or PROBLEMS:
         for name in PROPAGATORS:
             found = measured(problem, name)

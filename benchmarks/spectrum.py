@@ -7,7 +7,6 @@ iterations, for what is predicted is a factor in the long run; the mean of all f
 Counts and factors do not depend on the machine. `--page` writes the table between the two marks of a page.
 """
 
-import argparse
 import functools
 import itertools
 import math
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _rows import write, write_table
+from _rows import table_arguments, write, write_table
 
 import gritax
 
@@ -101,12 +100,7 @@ def cells(row):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("problems", nargs="*", help=f"all, if none is named: {', '.join(PROBLEMS)}")
-    parser.add_argument("--json", metavar="FILE", help="written after every solve")
-    parser.add_argument("--page")
-    arguments = parser.parse_args()
-    rows = []
+    arguments, rows = table_arguments(__doc__, PROBLEMS), []
     for problem in arguments.problems or PROBLEMS:
         for name in PROBLEMS[problem][2]:
             for seed in (1, 2):
