@@ -45,6 +45,7 @@ class Epochs(eqx.Module):
     key: Array | None
     remainder: Literal["drop", "fill"]
     _order: Array | None
+    _origin: tuple[Array, Array] | None
 
     def __init__(self, arrays: PyTree, batch_size: int, key: Array | None, *, remainder: Literal["drop", "fill"] = "drop"):
         require_whole("batch_size", batch_size, 1)
@@ -73,7 +74,8 @@ class Epochs(eqx.Module):
                 f'remainder="fill" counts in int32, too short for {self.num_examples} examples in batches of {batch_size}: use '
                 'remainder="drop".'
             )
-        self.batch_size, self.key, self.remainder, self._order = int(batch_size), key, remainder, None
+        self.batch_size, self.key, self.remainder = int(batch_size), key, remainder
+        self._order = self._origin = None
 
     @property
     def num_examples(self) -> int:
@@ -97,8 +99,9 @@ class Epochs(eqx.Module):
     def indices(self, step: Array) -> Array:
         """Which examples the batch of `step` has."""
         step = jnp.asarray(step, jnp.int32)
-        if self._order is not None:
-            return jax.lax.dynamic_slice_in_dim(self._order, step * self.batch_size, self.batch_size)
+        if self._order is not None and self._origin is not None:
+            first, position = self._origin
+            return jax.lax.dynamic_slice_in_dim(self._order, position + (step - first) * self.batch_size, self.batch_size)
         if self.remainder == "drop":
             epoch, position = step // self.steps_per_epoch, step % self.steps_per_epoch * self.batch_size
             return jax.lax.dynamic_slice_in_dim(self._permutation(epoch), position, self.batch_size)
@@ -112,17 +115,26 @@ class Epochs(eqx.Module):
         indices = self.indices(step)
         return jax.tree.map(lambda x: x[indices], self.arrays)
 
-    def tabulated(self, num_steps: int) -> "Epochs":
-        """The same batches for `step < num_steps`, from one table of indices: a sort less at every step.
+    def tabulated(self, num_steps: int, first: int = 0) -> "Epochs":
+        """The same batches for `num_steps` steps from `first` on, from one table of indices: a sort less at every step.
 
-        `gritax.solve` and `gritax.solve_serial` call it; a loop of one's own should, too.
+        `gritax.solve`, `gritax.solve_serial` and `gritax.train` call it; a loop of one's own should, too. Tables for as many steps
+        have the same shapes, wherever they begin.
         """
         require_whole("num_steps", num_steps, 1)
-        tabulated = 0 if self._order is None else len(self._order)
-        if self.key is None or not tabulated < num_steps * self.batch_size < 2**31:
+        require_whole("first", first, 0)
+        if self.key is None or self._covers(num_steps, first) or num_steps * self.batch_size >= 2**31:
             return self
-        order = _order(self, -(-num_steps * self.batch_size // self._used))
-        return eqx.tree_at(lambda epochs: epochs._order, self, order, is_leaf=lambda x: x is None)
+        epoch, position = divmod(first * self.batch_size, self._used)
+        order = _order(self, jnp.int32(epoch), -(-num_steps * self.batch_size // self._used) + (first > 0))
+        origin = jnp.int32(first), jnp.int32(position)
+        return eqx.tree_at(lambda epochs: (epochs._order, epochs._origin), self, (order, origin), is_leaf=lambda x: x is None)
+
+    def _covers(self, num_steps: int, first: int) -> bool:
+        if self._order is None or self._origin is None:
+            return False
+        begun, position = map(int, self._origin)
+        return begun <= first and position + (first + num_steps - begun) * self.batch_size <= len(self._order)
 
     def _permutation(self, epoch):
         examples = jnp.arange(self.num_examples, dtype=jnp.int32)
@@ -132,6 +144,6 @@ class Epochs(eqx.Module):
 
 
 @eqx.filter_jit
-def _order(batch: Epochs, num_epochs: int) -> Array:
-    epochs = jnp.arange(num_epochs, dtype=jnp.int32)
+def _order(batch: Epochs, first: Array, num_epochs: int) -> Array:
+    epochs = first + jnp.arange(num_epochs, dtype=jnp.int32)
     return jax.lax.map(batch._permutation, epochs, batch_size=_EPOCHS_AT_ONCE)[:, : batch._used].ravel()

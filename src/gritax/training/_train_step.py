@@ -12,7 +12,7 @@ import optax
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, PyTree, Scalar
 
-from .._arguments import require_key
+from .._arguments import require_key, require_whole
 from .._hierarchy import Multigrid
 from .._optimizer import update
 from .._state import traced
@@ -67,6 +67,7 @@ class TrainStep(eqx.Module):
     key: Array | None
     has_aux: bool
     trainable: PyTree
+    first: Array
     _why: Words
 
     def __init__(
@@ -93,6 +94,7 @@ class TrainStep(eqx.Module):
         require_key(key)
         self.loss, self.optimizer, self.batch, self.coarse = loss, optimizer, batch, coarse
         self.key, self.has_aux, self.trainable, self._why = key, has_aux, trainable, Words()
+        self.first = jnp.int32(0)
 
     def init(self, params: PyTree, stats: PyTree = ()) -> TrainState:
         """The state of step 0, from the initial parameters and, with `has_aux`, statistics.
@@ -101,6 +103,14 @@ class TrainStep(eqx.Module):
         parameters that cannot be trained, and an optimizer that does not take them.
         """
         return TrainState(params, require_usable(self, params, stats), stats)
+
+    def after(self, num_steps: int) -> "TrainStep":
+        """The same training after its first `num_steps` steps: step 0 of this one is step `num_steps` of that.
+
+        For a window of a longer run. The programs are the same for all of them.
+        """
+        require_whole("num_steps", num_steps, 0)
+        return eqx.tree_at(lambda step: step.first, self, self.first + jnp.int32(num_steps))
 
     def params(self, state: TrainState) -> PyTree:
         return state.params
@@ -114,7 +124,7 @@ class TrainStep(eqx.Module):
 
     def data(self, step: Array) -> PyTree:
         """`batch(step)`, with an error that says so if it needs the value of a traced step."""
-        return traced("batch(step)", "step", lambda _, step: self.batch(step), None, step)
+        return traced("batch(step)", "step", lambda _, step: self.batch(step), None, self.first + step)
 
     def same_data(self) -> bool:
         """Whether all steps train on the same data, with no key of their own."""
@@ -131,7 +141,7 @@ class TrainStep(eqx.Module):
 
     def keys(self, step: Array) -> tuple[Array, ...]:
         """The key of `step`, if the loss takes one."""
-        return () if self.key is None else (jax.random.fold_in(self.key, step),)
+        return () if self.key is None else (jax.random.fold_in(self.key, self.first + step),)
 
     def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
         """(trainable leaves, the others)."""
@@ -170,7 +180,7 @@ class TrainStep(eqx.Module):
     def prepared(self, num_steps: int) -> "TrainStep":
         """The same step with what can be computed once for a run of `num_steps`: the order of the examples."""
         tabulated = getattr(self.batch, "tabulated", None)
-        return self if tabulated is None else eqx.tree_at(lambda step: step.batch, self, tabulated(num_steps))
+        return self if tabulated is None else eqx.tree_at(lambda step: step.batch, self, tabulated(num_steps, int(self.first)))
 
     def adapted(
         self, states: TrainState, starts: np.ndarray, num_steps: int, iteration: int | None
