@@ -8,7 +8,7 @@ import pytest
 import small_problems as small
 
 import gritax
-from gritax.coarse._automatic import _depth
+from gritax._expected import expected_depth
 
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
@@ -89,7 +89,8 @@ def test_words_make_no_other_program(compilations):
 def test_the_depth_it_expects_is_that_of_a_solve(coarse, num_steps):
     step, state = _step(coarse, full_batch=True)
     solution = gritax.solve(step, state, num_steps, tolerance=0, max_iterations=3)
-    assert _depth(_adapted(step, state, num_steps).coarse, num_steps, 3) == solution.depth
+    phi = _adapted(step, state, num_steps)
+    assert expected_depth(phi.method(num_steps).hierarchy(num_steps), phi.depth, 3) == solution.depth
 
 
 @pytest.mark.slow

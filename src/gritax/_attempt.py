@@ -4,16 +4,18 @@ import logging
 import math
 import time
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._adaptation import Adaptation
 from ._continuity import jumps
-from ._convergence import Monitor, Verdict
+from ._convergence import DEFAULT_TOLERANCE, Monitor, Verdict
 from ._cycle import Cycle
 from ._diagnosis import diagnose
-from ._hierarchy import Hierarchy
+from ._evolution import Evolution
+from ._hierarchy import Hierarchy, Multigrid
 from ._norms import Norms, measure
 from ._relaxation import Points, arrived
 from ._solution import Iteration, Solution
@@ -45,28 +47,56 @@ class Progress:
         """The solve is over, converged or not."""
 
 
-class Attempt:
-    """The iterates of one attempt."""
+@dataclass(frozen=True)
+class Bounds:
+    """What the solve of a window is held to.
 
-    def __init__(self, cycle: Cycle, adaptation: Adaptation, monitor: Monitor, progress: Progress, began: float):
-        self.cycle, self.adaptation, self.monitor, self.progress, self.began = cycle, adaptation, monitor, progress, began
+    - `depth`: evaluations in sequence that it may take; beyond them, and where it is not to end before as many steps taken one
+      after the other, it is given up.
+    - `aim`: of relative residuals, without a tolerance of the caller's.
+    - `origin`: the state from which distances are measured, if it is not the first of the window.
+    """
+
+    depth: float = math.inf
+    aim: float = DEFAULT_TOLERANCE
+    origin: PyTree[Array] | None = None
+
+
+class Attempt:
+    """The iterates of one attempt, with the cost of all attempts so far."""
+
+    def __init__(
+        self,
+        evolution: Evolution,
+        hierarchy: Hierarchy,
+        method: Multigrid,
+        adaptation: Adaptation,
+        monitor: Monitor,
+        progress: Progress,
+        bounds: Bounds,
+        began: float,
+    ):
+        self.cycle = Cycle(evolution, hierarchy, method, adaptation.cost)
+        self.adaptation, self.monitor, self.progress, self.bounds, self.began = adaptation, monitor, progress, bounds, began
         self.reports: list[Iteration] = []
         self.discontinuous: bool | None = None
 
-    def run(self, u0: PyTree[Array], clock: PyTree[Array], c: Points) -> tuple[Points, PyTree[Array], Verdict]:
-        """(C-points, final state, why it ended), from the initial state and the initial guess `c`."""
+    def run(self, u0: PyTree[Array], clock: PyTree[Array], c: Points) -> tuple[Points, Points, PyTree[Array], Verdict]:
+        """(C-points, arrivals, final state, why it ended), from the initial state and the initial guess `c`."""
         cycle, skip = self.cycle, self.cycle.method.skip_first_down and len(self.cycle.hierarchy) > 1
         relaxed: Array | float = math.nan
-        final = u0
+        final, origin = u0, u0 if self.bounds.origin is None else self.bounds.origin
+        spent = last = cycle.cost.depth
         while True:
             # One sweep gives the residual of this iterate, its final state, and the first arrivals of the next iteration.
             before = final
             c, e, final = cycle.relax_finest(c, arrived(c), 1)
-            norms = Norms(*np.asarray(measure(cycle.hierarchy[0], cycle.evolution, c, e, final, before)).tolist())
-            verdict = self._report(norms, relaxed) or self._examined(c)
+            norms = Norms(*np.asarray(measure(cycle.hierarchy[0], cycle.evolution, c, e, final, before, origin)).tolist())
+            spent, last = cycle.cost.depth, spent
+            verdict = self._report(norms, relaxed) or self._examined(c) or self._given_up(spent, spent - last)
             if verdict is not None:
                 # The residual is that of `c`: with their own values for arrivals, C-points stay.
-                return c, final, self._explained(verdict, u0, clock)
+                return c, e, final, self._explained(verdict, u0, clock)
             if skip and len(self.reports) == 1:
                 c, relaxed = cycle.ascend(cycle.evolution.stored(u0), cycle.method.cycle), math.nan
             else:
@@ -91,7 +121,7 @@ class Attempt:
         logger.info("iteration %d: residual %.3e, relative %.3e", number, norms.residual, norms.relative)
         # Not before the first correction: the norm of an initial guess says nothing of the states to come.
         if number == 1 and (warning := self.monitor.unreachable(norms)):
-            warnings.warn(warning, stacklevel=4)
+            warnings.warn(warning, stacklevel=5)
         return self.monitor.verdict(number, norms, exact=self.cycle.exact_steps == self.cycle.hierarchy[0].size)
 
     def _examined(self, c: Points) -> Verdict | None:
@@ -100,17 +130,29 @@ class Attempt:
             return None
         if self.discontinuous is None:
             self.discontinuous = jumps(self.cycle.evolution, self.cycle.hierarchy[0], c)
-            if self.discontinuous:
-                warnings.warn(f"Slow convergence: {_DISCONTINUOUS}.", stacklevel=4)
+            if self.discontinuous and self.bounds.depth == math.inf:
+                warnings.warn(f"Slow convergence: {_DISCONTINUOUS}.", stacklevel=5)
         if self.discontinuous or not self.monitor.can_refine:
             return None
         return Verdict(False, "the residual hardly fell", restart=True)
 
+    def _given_up(self, spent: int, an_iteration: int) -> Verdict | None:
+        """If steps are bounded: once taking them one after the other is the shorter way from here."""
+        steps = self.cycle.hierarchy[0].size
+        more = self.monitor.more_iterations * an_iteration
+        if self.bounds.depth == math.inf or (
+            spent + an_iteration <= self.bounds.depth and more < steps - self.cycle.exact_steps
+        ):
+            return None
+        return Verdict(False, f"given up after {spent:,} evaluations in sequence: to take the steps one by one is no slower")
+
     def _explained(self, verdict: Verdict, u0: PyTree[Array], clock: PyTree[Array]) -> Verdict:
-        if not verdict.undiagnosed or verdict.restart:
+        if verdict.restart or not (verdict.undiagnosed or self.discontinuous):
             return verdict
         if self.discontinuous:
             return verdict.because(_DISCONTINUOUS[0].upper() + _DISCONTINUOUS[1:])
+        if self.bounds.depth < math.inf:  # the steps are then taken otherwise, and need no cure
+            return verdict
         try:
             return verdict.because(diagnose(self.cycle.evolution, self.cycle.hierarchy, u0, clock))
         except Exception as error:  # whatever phi does on perturbed states, the verdict and the solution must get through

@@ -28,7 +28,7 @@ def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:
     c, e = points(finest.num_intervals + 1), points(finest.num_intervals)
     kernels = [
         (relax_finest, (finest, evolution, c, e, count)),
-        (measure, (finest, evolution, c, e, u0, u0)),
+        (measure, (finest, evolution, c, e, u0, u0, u0)),
         (residual_norm, (c, e)),
         (arrived, (c,)),
         (from_nothing, (cycle.hierarchy, u0)),

@@ -68,12 +68,16 @@ class Verdict:
 
 @dataclass
 class Monitor:
-    """Watches the residuals of one attempt against the tolerance. `can_refine`: finer coarse steps could be tried."""
+    """Watches the residuals of one attempt against the tolerance. `can_refine`: finer coarse steps could be tried.
+
+    Without a tolerance of the caller's, `aim` is that of the relative residual and of the final parameters.
+    """
 
     tolerance: float | None
     max_iterations: int
     dtype: jnp.dtype
     can_refine: bool = False
+    aim: float = DEFAULT_TOLERANCE
     history: list[float] = field(default_factory=list)
     absolute: list[float] = field(default_factory=list)
     moves: list[float] = field(default_factory=list)
@@ -90,7 +94,9 @@ class Monitor:
     def _measured(self, norms: Norms) -> tuple[float, float, float, str]:
         """(residual, tolerance, rounding floor, name) in the measure that this solve stops on."""
         if self.tolerance is None:
-            return norms.relative, DEFAULT_TOLERANCE, self.eps * norms.relative_scale, "relative residual"
+            floor = self.eps * norms.relative_scale
+            # The share of a window in a long run may lie below what can be reached: then as far as the precision goes.
+            return norms.relative, max(self.aim, min(DEFAULT_TOLERANCE, _FLOOR_MARGIN * floor)), floor, "relative residual"
         return norms.residual, self.tolerance, self.eps * norms.scale, "residual"
 
     def unreachable(self, norms: Norms) -> str | None:
@@ -142,6 +148,17 @@ class Monitor:
         return None
 
     @property
+    def more_iterations(self) -> float:
+        """How many it would take at the factor of the last two; none is known of the first three."""
+        if len(self.history) < 4 or not 0 < self.history[-1] < math.inf:
+            return 1.0
+        factor = math.sqrt(self.history[-1] / self.history[-3])
+        wanted = (self.aim if self.tolerance is None else self.tolerance) / self.history[-1]
+        if wanted >= 1:
+            return 1.0
+        return max(math.log(wanted) / math.log(factor), 1.0) if factor < 1 else math.inf
+
+    @property
     def slow(self) -> bool:
         """Whether the last two iterations, after the first correction, each left more than 0.7 of the residual."""
         last = self.absolute[1:][-3:]
@@ -170,7 +187,7 @@ class Monitor:
         if self.tolerance is not None:
             return True
         # What is no parameter (statistics, averages of the weights) counts as well, relative to its size.
-        if norms.residual > max(DEFAULT_TOLERANCE, _FLOOR_MARGIN * self.eps) * norms.scale:
+        if norms.residual > max(self.aim, _FLOOR_MARGIN * self.eps) * norms.scale:
             return False
         if norms.relative <= _FLOOR_MARGIN * floor and norms.residual <= _FLOOR_MARGIN * self.eps * norms.scale:
             return True
@@ -179,7 +196,7 @@ class Monitor:
         moves = self.moves[-2:]
         factors = [self.history[-1] / self.history[-2], moves[-1] / moves[0] if moves[0] > 0 else 0.0]
         q = min(max(factors), 0.5)
-        return norms.moved * q / (1 - q) <= DEFAULT_TOLERANCE
+        return norms.moved * q / (1 - q) <= max(self.aim, min(DEFAULT_TOLERANCE, _FLOOR_MARGIN * floor))
 
     def _stagnates(self) -> bool:
         past, recent = self.history[:-_PATIENCE], self.history[-_PATIENCE:]

@@ -50,9 +50,15 @@ def residual_norm(c: Points, e: Points) -> Array:
 
 @per_level
 def measure(
-    level: Level, evolution: Evolution, c: Points, e: Points, final: PyTree[Array], final_before: PyTree[Array]
+    level: Level,
+    evolution: Evolution,
+    c: Points,
+    e: Points,
+    final: PyTree[Array],
+    final_before: PyTree[Array],
+    origin: PyTree[Array],
 ) -> Array:
-    """The fields of `Norms` as one array: a single transfer to the host an iteration."""
+    """The fields of `Norms` as one array: a single transfer to the host an iteration. `origin` is where the run begins."""
     starts = jnp.arange(1, level.num_intervals + 1, dtype=jnp.int32) * level.factor
 
     def params(u, start):
@@ -66,7 +72,7 @@ def measure(
 
     wanted = jax.vmap(params_at)(e, starts)
     given = jax.vmap(params_at)(arrived(c), starts)
-    first = params_at(jax.tree.map(lambda x: x[0], c), jnp.int32(0))
+    first = params(origin, jnp.int32(0))
     last, last_before = params(final, starts[-1]), params(final_before, starts[-1])
     travelled = norm(difference(last, first))
 
@@ -78,3 +84,28 @@ def measure(
     size = relative(jnp.max(jax.vmap(norm)(wanted)))
     moved = relative(norm(difference(last, last_before)))
     return jnp.stack(jnp.broadcast_arrays(residual_norm(c, e), mismatch, norm(e), size, travelled, moved))
+
+
+@per_level
+def converged_until(
+    level: Level, evolution: Evolution, c: Points, e: Points, origin: PyTree[Array], aim: Array
+) -> tuple[Array, Array]:
+    """(how many intervals from the first on are left with mismatches that add up to at most `aim`; what they add up to).
+
+    Those of the parameters in units of their distance from `origin`, those of all leaves in units of their size.
+    """
+    starts = jnp.arange(1, level.num_intervals + 1, dtype=jnp.int32) * level.factor
+
+    def at(given, wanted, start):
+        clock = evolution.clock(start)
+        params = lambda stored: evolution.params(evolution.natural(stored), clock)
+        off = lambda a, b: norm(jax.tree.map(jnp.subtract, a, b))
+        travelled = off(params(given), evolution.params(origin, clock))
+        return off(params(wanted), params(given)), travelled, off(wanted, given), norm(given)
+
+    mismatch, travelled, residual, size = jax.vmap(at)(arrived(c), e, starts)
+    error = jnp.maximum(jnp.cumsum(mismatch) / jnp.where(travelled > 0, travelled, 1), jnp.cumsum(residual) / size)
+    # Not a number is not within the aim.
+    within = jnp.cumprod((error <= aim.astype(error.dtype)).astype(jnp.int32))
+    count = jnp.sum(within)
+    return count, jnp.where(count > 0, error[jnp.maximum(count - 1, 0)], 0)

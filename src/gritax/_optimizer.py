@@ -5,7 +5,9 @@ from functools import lru_cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import PyTree, Scalar
 
 
@@ -28,8 +30,11 @@ def found_once(find: Callable[[Any, PyTree], Any]) -> Callable[[Any, PyTree], An
     """
 
     def at_once(optimizer, structure, shapes):
-        with jax.ensure_compile_time_eval():
-            return find(optimizer, jax.tree.unflatten(structure, shapes))
+        like = jax.tree.unflatten(structure, shapes)
+        if not isinstance(jnp.zeros(()), Tracer):
+            return find(optimizer, like)
+        with jax.ensure_compile_time_eval():  # operation by operation, which compiles each of them
+            return find(optimizer, like)
 
     remembered = lru_cache(at_once)
 

@@ -1,20 +1,19 @@
 """The serial twin: the obvious slow solver that every parallel solve is compared with."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+import numpy as np
+from jaxtyping import Array, PyTree
 
 from ._adaptation import prepared
 from ._arguments import require_whole
-from ._evolution import Phi
+from ._evolution import Evolution, Phi
 from ._kernel import kernel
 from ._validation import validated
 
 
 def solve_serial(phi: Phi, state: PyTree, num_steps: int) -> PyTree:
-    """`w[i+1] = phi(w[i], i, 1)` for `i = 0, …, num_steps - 1`, one step after the other, as one compiled scan.
+    """`w[i+1] = phi(w[i], i, 1)` for `i = 0, …, num_steps - 1`, one step after the other, as one compiled loop.
 
     **Arguments**
 
@@ -32,12 +31,16 @@ def solve_serial(phi: Phi, state: PyTree, num_steps: int) -> PyTree:
     """
     require_whole("num_steps", num_steps, 1)
     evolution, floating, clock = validated(prepared(phi, int(num_steps)), state, num_steps)
-    return evolution.merge(*_scan(evolution, floating, clock, num_steps=int(num_steps)))
+    return evolution.merge(*advance(evolution, floating, clock, np.int32(num_steps)))
 
 
-@partial(kernel, static_argnames="num_steps")
-def _scan(evolution, floating, clock, num_steps):
-    def step(carry, start):
-        return evolution.advance(*carry, start, 1), None
+@kernel
+def advance(
+    evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array], num_steps: Array
+) -> tuple[PyTree[Array], PyTree[Array]]:
+    """The split state after so many steps. One program for any number of them."""
 
-    return jax.lax.scan(step, (floating, clock), jnp.arange(num_steps, dtype=jnp.int32))[0]
+    def step(i, carry):
+        return evolution.advance(*carry, i, 1)
+
+    return jax.lax.fori_loop(jnp.int32(0), num_steps, step, (floating, clock))

@@ -7,19 +7,17 @@ from functools import partial
 import numpy as np
 from jaxtyping import PyTree
 
-from ._adaptation import Adaptation, prepared
+from ._adaptation import prepared
 from ._arguments import require_whole
-from ._attempt import Attempt, Progress as Progress
-from ._clocks import tabulate
-from ._compilation import compile_ahead
-from ._convergence import ConvergenceError, Monitor, least_precise, require_tolerance
-from ._cycle import Cycle
+from ._attempt import Bounds, Progress as Progress
+from ._convergence import ConvergenceError, require_tolerance
 from ._evolution import Phi, optional
-from ._guess import InitialGuess, first_guess, require_known_guess
+from ._guess import InitialGuess, require_known_guess
 from ._hierarchy import Multigrid
 from ._solution import Solution
 from ._trajectory import losses, saved_states
 from ._validation import validated
+from ._window import Window, solve_window
 
 
 logger = logging.getLogger("gritax")
@@ -86,43 +84,39 @@ def solve(
     evolution, floating, clock = validated(prepared(phi, num_steps), state, num_steps)
     require_known_guess(initial_guess, evolution.merge(floating, clock))
     progress = progress or Progress()
-    adaptation = Adaptation(evolution, floating, clock, int(num_steps), may_restart=tolerance != 0)
-    while True:
-        chosen = adaptation.method if method is None else method
-        hierarchy = chosen.hierarchy(num_steps)
-        progress.begin(hierarchy)
-        evolution, last_clock = tabulate(adaptation.evolution, floating, clock, hierarchy[0])
-        cycle = Cycle(evolution, hierarchy, chosen, adaptation.cost)
-        compile_ahead(cycle, floating)
-        c = first_guess(cycle, floating, initial_guess)
-        if initial_guess == "graded" and adaptation.to_guess(cycle, c):
-            progress.restart(adaptation.restarts[-1])
-            continue
-        monitor = Monitor(tolerance, int(max_iterations), least_precise(floating), adaptation.can_refine)
-        attempt = Attempt(cycle, adaptation, monitor, progress, began)
-        c, final, verdict = attempt.run(floating, clock, c)
-        if not verdict.restart:
-            break
-        adaptation.refine(verdict.sentence)
-        progress.restart(adaptation.restarts[-1])
+    window = solve_window(
+        evolution,
+        floating,
+        clock,
+        int(num_steps),
+        method,
+        tolerance=tolerance,
+        max_iterations=int(max_iterations),
+        initial_guess=initial_guess,
+        progress=progress,
+        bounds=Bounds(),
+        began=began,
+    )
+    assert isinstance(window, Window), "declined only where depth is bounded"
+    evolution, finest, reports, verdict = window.evolution, window.hierarchy[0], window.reports, window.verdict
     solution = Solution(
-        state=evolution.merge(final, last_clock),
-        params=_params(evolution.phi, evolution.merge(final, last_clock)),
+        state=window.state,
+        params=_params(evolution.phi, window.state),
         num_steps=int(num_steps),
         converged=verdict.converged,
         reason=verdict.sentence,
-        iterations=attempt.reports[-1].number,
-        residuals=np.array([each.residual for each in attempt.reports]),
-        relaxed_residuals=np.array([each.relaxed_residual for each in attempt.reports[1:]]),
-        relative_residuals=np.array([each.relative_residual for each in attempt.reports]),
-        hierarchy=hierarchy,
-        work=cycle.cost.work,
-        exact_steps=attempt.reports[-1].exact_steps,
-        coarse_steps=adaptation.coarse_steps,
-        restarts=tuple(adaptation.restarts),
-        states=None if save_every is None else saved_states(hierarchy[0], evolution, c, int(save_every)),
-        _depth_by_lanes=cycle.cost.by_lanes,
-        _losses=None if optional(evolution.phi, "loss_at") is None else partial(losses, hierarchy[0], evolution, c),
+        iterations=reports[-1].number,
+        residuals=np.array([each.residual for each in reports]),
+        relaxed_residuals=np.array([each.relaxed_residual for each in reports[1:]]),
+        relative_residuals=np.array([each.relative_residual for each in reports]),
+        hierarchy=window.hierarchy,
+        work=window.cost.work,
+        exact_steps=reports[-1].exact_steps,
+        coarse_steps=window.adaptation.coarse_steps,
+        restarts=tuple(window.adaptation.restarts),
+        states=None if save_every is None else saved_states(finest, evolution, window.c, int(save_every)),
+        _depth_by_lanes=window.cost.by_lanes,
+        _losses=None if optional(evolution.phi, "loss_at") is None else partial(losses, finest, evolution, window.c),
     )
     progress.end(solution)
     if not verdict.converged and tolerance != 0:

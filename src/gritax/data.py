@@ -118,15 +118,15 @@ class Epochs(eqx.Module):
     def tabulated(self, num_steps: int, first: int = 0) -> "Epochs":
         """The same batches for `num_steps` steps from `first` on, from one table of indices: a sort less at every step.
 
-        `gritax.solve`, `gritax.solve_serial` and `gritax.train` call it; a loop of one's own should, too. Tables for as many steps
-        have the same shapes, wherever they begin.
+        `gritax.solve`, `gritax.solve_serial` and `gritax.train` call it; a loop of one's own should, too.
+        Tables for as many steps have the same shapes, wherever they begin.
         """
         require_whole("num_steps", num_steps, 1)
         require_whole("first", first, 0)
         if self.key is None or self._covers(num_steps, first) or num_steps * self.batch_size >= 2**31:
             return self
         epoch, position = divmod(first * self.batch_size, self._used)
-        order = _order(self, jnp.int32(epoch), -(-num_steps * self.batch_size // self._used) + (first > 0))
+        order = _order(self, jnp.int32(epoch), -(-num_steps * self.batch_size // self._used) + 1)
         origin = jnp.int32(first), jnp.int32(position)
         return eqx.tree_at(lambda epochs: (epochs._order, epochs._origin), self, (order, origin), is_leaf=lambda x: x is None)
 

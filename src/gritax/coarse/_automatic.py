@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._expected import expected_depth
 from ._protocol import CoarseStep
 from .frozen_gradient import FrozenGradient
 from .stabilized import Stabilized
@@ -32,9 +33,10 @@ class Automatic:
     """One of `FrozenGradient`, `Stabilized` and `Tangent`, chosen for each solve; outside of a solve, the first.
 
     Each proposes its levels, relaxation, refresh or stages for the curvature at the initial state. The one whose depth is least
-    is taken, counted for as many iterations as it has needed wherever training converges at a usual rate: 4, 5 and 8
-    (`benchmarks/README.md`). Tangent takes part only if its coarse steps are few operations (closed form, or a triangular
-    system of at most 1,024 rows for 64 training steps) and the network bends little in one, at a kappa of at most .5.
+    is taken, counted for as many iterations as it has needed wherever training converges at a usual rate, its
+    `usual_iterations` (`benchmarks/README.md`). Tangent takes part only if its coarse steps are few operations (closed form,
+    or a triangular system of at most 1,024 rows for 64 training steps) and the network bends little in one, at a kappa of at
+    most .5.
     """
 
     def __call__(self, step: Any, state: PyTree, start: Array, stride: int) -> PyTree:
@@ -54,8 +56,8 @@ class Automatic:
             first(Stabilized()),
         )
         found: list[tuple[int, FrozenGradient | Stabilized | Tangent]] = [
-            (_depth(frozen, num_steps, 4), frozen),
-            (_depth(stabilized, num_steps, 5), stabilized),
+            (_depth(frozen, num_steps), frozen),
+            (_depth(stabilized, num_steps), stabilized),
         ]
         try:
             tangent = first(Tangent())[0]
@@ -64,7 +66,7 @@ class Automatic:
         else:
             refused = _refused(tangent, stabilized.largest_kappa)
             if not refused:
-                found.append((_depth(tangent, num_steps, 8), tangent))
+                found.append((_depth(tangent, num_steps), tangent))
         chosen = min(found, key=lambda each: each[0])[1]
         expected = ", ".join(f"{type(coarse).__name__} {depth:,}" for depth, coarse in found)
         words = f"expected depths: {expected}" + (f"; not Tangent, since {refused}" if refused else "")
@@ -81,14 +83,6 @@ def _refused(tangent: Tangent, kappa: float) -> str:
     return f"kappa is {kappa:.2g} a training step" if kappa > _BEND else ""
 
 
-def _depth(coarse: FrozenGradient | Stabilized | Tangent, num_steps: int, iterations: int) -> int:
-    """Evaluations in sequence of a solve by V-cycles from the graded guess."""
-    *relaxed, last = coarse.method(num_steps).hierarchy(num_steps).levels
-    once = lambda level: 1 if level.stride == 1 else coarse.depth(level.stride)
-    if not relaxed:
-        return last.size
-    finest, *between = relaxed
-    guess = last.size * once(last) + sum(2 * (level.factor - 1) * once(level) for level in between) + finest.factor
-    # On a coarse level: right-hand side, FC sweeps and the F-relaxation before them, F-points on the way up.
-    cycle = sum((1 + (level.sweeps + 2) * level.factor - 1) * once(level) for level in between)
-    return guess + iterations * ((finest.sweeps + 1) * finest.factor + cycle + (1 + last.size) * once(last))
+def _depth(coarse: FrozenGradient | Stabilized | Tangent, num_steps: int) -> int:
+    hierarchy = coarse.method(num_steps).hierarchy(num_steps)
+    return expected_depth(hierarchy, coarse.depth, coarse.usual_iterations)

@@ -33,10 +33,10 @@ def memory(optimizer: optax.GradientTransformation, params: PyTree) -> int:
 
 
 def _lasting(optimizer, ones):
-    zeros = jax.tree.map(jnp.zeros_like, ones)
-
     @jax.jit
-    def run():
+    def run(ones):
+        zeros = jax.tree.map(jnp.zeros_like, ones)
+
         def step(carry, index):
             gradient = jax.tree.map(lambda x: jnp.where(index == 0, x, jnp.zeros_like(x)), ones)
             params, state = carry
@@ -45,7 +45,8 @@ def _lasting(optimizer, ones):
 
         return jax.lax.scan(step, (zeros, optimizer.init(zeros)), jnp.arange(_IMPULSE_STEPS))[1]
 
-    moved = np.asarray(run())
+    # With an argument, so that it is one program also where it is asked for while another is traced.
+    moved = np.asarray(run(ones))
     return int(np.argmax(moved >= 0.95 * np.max(moved))) + 1
 
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -49,6 +49,8 @@ class FrozenGradient:
     >>> coarse.depth(8), coarse.depth(512), coarse.work(512)
     (1, 8, 512)
     """
+
+    usual_iterations: ClassVar[int] = 4
 
     refresh: int | float | None = None
     chunk: int = 16

@@ -3,7 +3,7 @@
 import itertools
 import math
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -64,6 +64,8 @@ class Stabilized(eqx.Module):
     >>> [coarse.depth(stride) for stride in (4, 16, 64, 1024)]
     [1, 1, 2, 8]
     """
+
+    usual_iterations: ClassVar[int] = 5
 
     kappa: float | None = eqx.field(static=True)
     directions: int = eqx.field(static=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -57,6 +57,8 @@ class Tangent:
     >>> gritax.solve(problem.step, problem.state, 400).iterations < 8
     True
     """
+
+    usual_iterations: ClassVar[int] = 8
 
     memory: int = 2**30
     chunk: int = 64

@@ -220,6 +220,10 @@ class TrainStep(eqx.Module):
             return len(starts) * self.depth(stride), starts.size * self.work(stride)
         return cost(stride, starts)
 
+    def usual_iterations(self) -> int:
+        """How many the coarse propagator has needed where training converges at a usual rate."""
+        return getattr(self.coarse, "usual_iterations", 8)
+
     def method(self, num_steps: int) -> Multigrid:
         """The multigrid method that suits the coarse propagator."""
         propose = getattr(self.coarse, "method", None)

@@ -1,0 +1,126 @@
+"""The multigrid solve of a window: all steps of a run, or some of a longer one."""
+
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ._adaptation import Adaptation
+from ._attempt import Attempt, Bounds, Progress
+from ._clocks import tabulate
+from ._compilation import compile_ahead
+from ._convergence import Monitor, Verdict, least_precise
+from ._cycle import Cost
+from ._evolution import Evolution, optional
+from ._expected import expected_depth
+from ._guess import InitialGuess, first_guess
+from ._hierarchy import Hierarchy, Multigrid
+from ._norms import converged_until
+from ._relaxation import Points
+from ._solution import Iteration
+
+
+_ITERATIONS = 8  # of a phi that does not say how many it usually takes
+
+
+@dataclass
+class Window:
+    """What is known of a window's steps once its solve has ended, and how it got there. `c`, `e`: C-points and arrivals."""
+
+    evolution: Evolution
+    hierarchy: Hierarchy
+    adaptation: Adaptation
+    verdict: Verdict
+    reports: list[Iteration]
+    c: Points
+    e: Points
+    final: PyTree[Array]
+    last_clock: PyTree[Array]
+    exact_steps: int
+
+    @property
+    def cost(self) -> Cost:
+        return self.adaptation.cost
+
+    @property
+    def state(self) -> PyTree:
+        """After the last step."""
+        return self.evolution.merge(self.final, self.last_clock)
+
+    def prefix(self, origin: PyTree[Array], aim: float) -> tuple[int, PyTree, float]:
+        """(steps from the first on whose mismatches add up to no more than `aim`, the state after them, what they add up to).
+
+        In units of the distance from `origin`.
+        """
+        finest = self.hierarchy[0]
+        count, error = np.asarray(converged_until(finest, self.evolution, self.c, self.e, origin, np.float32(aim))).tolist()
+        count = max(int(count), self.exact_steps // finest.factor)
+        floating = self.evolution.natural(jax.tree.map(lambda x: x[count], self.c))
+        steps = count * finest.factor
+        return steps, self.evolution.merge(floating, self.evolution.clock(jnp.int32(steps))), error
+
+
+@dataclass(frozen=True)
+class Declined:
+    """A window that was not solved: it would have taken more evaluations in sequence than it may."""
+
+    adaptation: Adaptation
+    expected: int
+
+
+def solve_window(
+    evolution: Evolution,
+    floating: PyTree[Array],
+    clock: PyTree[Array],
+    num_steps: int,
+    method: Multigrid | None,
+    *,
+    tolerance: float | None,
+    max_iterations: int,
+    initial_guess: InitialGuess,
+    progress: Progress,
+    bounds: Bounds,
+    began: float | None = None,
+) -> Window | Declined:
+    """Attempts at the steps of `evolution` from this state, until one ends that is not to be started again."""
+    began = time.perf_counter() if began is None else began
+    adaptation = Adaptation(evolution, floating, clock, num_steps, may_restart=tolerance != 0)
+    while True:
+        chosen = adaptation.method if method is None else method
+        hierarchy = chosen.hierarchy(num_steps)
+        if (expected := adaptation.cost.depth + _expected(adaptation.evolution, hierarchy)) > bounds.depth:
+            return Declined(adaptation, expected)
+        progress.begin(hierarchy)
+        evolution, last_clock = tabulate(adaptation.evolution, floating, clock, hierarchy[0])
+        attempt = Attempt(
+            evolution,
+            hierarchy,
+            chosen,
+            adaptation,
+            Monitor(tolerance, max_iterations, least_precise(floating), adaptation.can_refine, bounds.aim),
+            progress,
+            bounds,
+            began,
+        )
+        compile_ahead(attempt.cycle, floating)
+        c = first_guess(attempt.cycle, floating, initial_guess)
+        if initial_guess == "graded" and adaptation.to_guess(attempt.cycle, c):
+            progress.restart(adaptation.restarts[-1])
+            continue
+        c, e, final, verdict = attempt.run(floating, clock, c)
+        if verdict.restart:
+            adaptation.refine(verdict.sentence)
+            progress.restart(adaptation.restarts[-1])
+            continue
+        cycle = attempt.cycle
+        return Window(
+            cycle.evolution, hierarchy, adaptation, verdict, attempt.reports, c, e, final, last_clock, cycle.exact_steps
+        )
+
+
+def _expected(evolution: Evolution, hierarchy: Hierarchy) -> int:
+    depth, usual = optional(evolution.phi, "depth"), optional(evolution.phi, "usual_iterations")
+    return expected_depth(hierarchy, depth or (lambda stride: 1), usual() if usual else _ITERATIONS)
