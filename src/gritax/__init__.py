@@ -7,15 +7,17 @@ from ._check import check as check
 from ._convergence import ConvergenceError as ConvergenceError
 from ._hierarchy import Multigrid as Multigrid
 from ._serial import solve_serial as solve_serial
-from ._solution import Iteration as Iteration, Solution as Solution
+from ._solution import Iteration as Iteration, Solution as Solution, WindowReport as WindowReport
 from ._solve import Progress as Progress, solve as solve
 from ._spectrum import Spectrum as Spectrum, spectrum as spectrum
+from ._train import train as train
 from .coarse import (
     FrozenGradient as FrozenGradient,
     RescaledRate as RescaledRate,
     Stabilized as Stabilized,
     Tangent as Tangent,
 )
+from .planning import Plan as Plan, plan as plan
 from .training import CompositeLoss as CompositeLoss, TrainStep as TrainStep
 
 

@@ -43,6 +43,9 @@ class Progress:
     def restart(self, reason: str) -> None:
         """The iterates so far are given up for finer coarse steps; `begin` follows."""
 
+    def window(self, first: int, num_steps: int, kind: str, reason: str) -> None:
+        """Of `gritax.train`: the next steps are taken, `"parallel"` or `"serial"`; `begin` follows if it is the former."""
+
     def end(self, solution: Solution) -> None:
         """The solve is over, converged or not."""
 

@@ -82,6 +82,7 @@ class Monitor:
     absolute: list[float] = field(default_factory=list)
     moves: list[float] = field(default_factory=list)
     at_floor: bool = False
+    final_error: float = math.inf
 
     @property
     def _wider(self) -> str:
@@ -115,6 +116,7 @@ class Monitor:
         self.history.append(residual)
         self.moves.append(norms.moved)
         self.at_floor = residual <= _ROUGH_FLOOR_MARGIN * floor
+        self.final_error = self._final_error(norms)
         if self.tolerance == 0:
             if iteration < self.max_iterations:
                 return None
@@ -193,10 +195,18 @@ class Monitor:
             return True
         if len(self.history) < 2:
             return False
+        return self.final_error <= max(self.aim, min(DEFAULT_TOLERANCE, _FLOOR_MARGIN * floor))
+
+    def _final_error(self, norms: Norms) -> float:
+        if len(self.history) < 2:
+            return norms.relative
         moves = self.moves[-2:]
-        factors = [self.history[-1] / self.history[-2], moves[-1] / moves[0] if moves[0] > 0 else 0.0]
+        factors = [
+            self.history[-1] / self.history[-2] if self.history[-2] else 0.0,
+            moves[-1] / moves[0] if moves[0] > 0 else 0.0,
+        ]
         q = min(max(factors), 0.5)
-        return norms.moved * q / (1 - q) <= max(self.aim, min(DEFAULT_TOLERANCE, _FLOOR_MARGIN * floor))
+        return norms.moved * q / (1 - q)
 
     def _stagnates(self) -> bool:
         past, recent = self.history[:-_PATIENCE], self.history[-_PATIENCE:]

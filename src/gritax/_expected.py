@@ -1,31 +1,36 @@
-"""What a solve by V-cycles costs in sequence, before it is made."""
+"""What a solve by V-cycles takes in sequence, before it is made."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ._hierarchy import Hierarchy
 
 
-def guess_depth(hierarchy: Hierarchy, depth: Callable[[int], int]) -> int:
-    """Evaluations in sequence of the graded guess, for coarse steps of `depth(stride)`."""
-    *relaxed, last = hierarchy.levels
-    if not relaxed:
-        return last.size
-    finest, *between = relaxed
-    return (
-        last.size * depth(last.stride) + sum(2 * (level.factor - 1) * depth(level.stride) for level in between) + finest.factor
-    )
+@dataclass(frozen=True)
+class Applications:
+    """Applications of phi with this stride one after the other, each for `lanes` points: in the guess, and in an iteration."""
+
+    stride: int
+    lanes: int
+    guess: int
+    iteration: int
 
 
-def iteration_depth(hierarchy: Hierarchy, depth: Callable[[int], int]) -> int:
-    """The same of a V-cycle and the sweep that measures what it gives."""
+def applications(hierarchy: Hierarchy) -> list[Applications]:
+    """Of the graded guess, and of a V-cycle with the sweep that measures what it gives."""
     *relaxed, last = hierarchy.levels
     if not relaxed:
-        return last.size
+        return [Applications(1, 1, last.size, last.size)]
     finest, *between = relaxed
-    # On a coarse level: right-hand side, FC sweeps and the F-relaxation before them, F-points on the way up.
-    cycle = sum((1 + (level.sweeps + 2) * level.factor - 1) * depth(level.stride) for level in between)
-    return (finest.sweeps + 1) * finest.factor + cycle + (1 + last.size) * depth(last.stride)
+    found = [Applications(1, finest.num_intervals, finest.factor, (finest.sweeps + 1) * finest.factor)]
+    for level in between:
+        # FC sweeps and the F-relaxation before them, F-points on the way up; and the right-hand side.
+        sweeps = (level.sweeps + 2) * level.factor - 1
+        found.append(Applications(level.stride, level.num_intervals, 2 * (level.factor - 1), sweeps))
+        found.append(Applications(level.stride, level.size, 0, 1))
+    return [*found, Applications(last.stride, 1, last.size, last.size), Applications(last.stride, last.size, 0, 1)]
 
 
 def expected_depth(hierarchy: Hierarchy, depth: Callable[[int], int], iterations: int) -> int:
-    return guess_depth(hierarchy, depth) + iterations * iteration_depth(hierarchy, depth)
+    """Evaluations in sequence, for steps of `depth(stride)`."""
+    return sum((each.guess + iterations * each.iteration) * depth(each.stride) for each in applications(hierarchy))

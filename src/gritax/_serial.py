@@ -41,6 +41,7 @@ def advance(
     """The split state after so many steps. One program for any number of them."""
 
     def step(i, carry):
-        return evolution.advance(*carry, i, 1)
+        floating, clock = carry
+        return evolution.advance(floating, clock, i, 1)
 
     return jax.lax.fori_loop(jnp.int32(0), num_steps, step, (floating, clock))

@@ -1,8 +1,10 @@
 """What a solve returns."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Array, PyTree
@@ -26,6 +28,29 @@ class Iteration:
     factor: float
     exact_steps: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class WindowReport:
+    """How some of the steps were taken.
+
+    - `first`, `num_steps`: which.
+    - `kind`: `"parallel"`; `"serial"`, one after the other; `"given up"` for steps from the beginning of a window that did
+      not converge as a whole, 0 if none of them did.
+    - `iterations`, `depth`, `work`: what it took.
+    - `residuals`, `relative_residuals`: as in `Solution`, of the iterates of the window.
+    - `reason`: why it ended.
+    """
+
+    first: int
+    num_steps: int
+    kind: Literal["parallel", "serial", "given up"]
+    iterations: int
+    depth: int
+    work: int
+    residuals: tuple[float, ...]
+    relative_residuals: tuple[float, ...]
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -53,6 +78,13 @@ class Solution:
     - `states`: with `save_every=k`, the states after steps `k, 2 k, …`, stacked along a new first axis; else None.
     - `coarse_steps`: what phi says of its coarse steps, as they were chosen for this solve.
     - `restarts`: why the solve was started again with shorter coarse steps, if it was. `depth` and `work` count all of it.
+
+    Of `gritax.train` also
+
+    - `windows`: how the steps were taken, a `WindowReport` each. `residuals` and its like are then of all windows together,
+      each with its last iterate once it has ended; `iterations` is the largest number in a window.
+    - `amplification`: by how much training amplifies a small change of the state, from the first window that was solved in
+      parallel on; None where all steps were taken one after the other.
     """
 
     state: PyTree = field(repr=False)
@@ -70,6 +102,8 @@ class Solution:
     coarse_steps: str = ""
     restarts: tuple[str, ...] = ()
     states: PyTree = field(repr=False, default=None)
+    windows: tuple[WindowReport, ...] = field(repr=False, default=())
+    amplification: float | None = None
     _depth_by_lanes: Mapping[int, int] = field(repr=False, default_factory=dict)
     _losses: Callable[[], Array] | None = field(repr=False, default=None)
 
@@ -118,5 +152,11 @@ class Solution:
         ]
         rows[1:1] = [("coarse steps", self.coarse_steps)] * bool(self.coarse_steps)
         rows[1:1] = [("started again", reason) for reason in self.restarts]
+        if self.windows:
+            kinds = Counter(window.kind for window in self.windows)
+            steps = {kind: sum(window.num_steps for window in self.windows if window.kind == kind) for kind in kinds}
+            rows.insert(1, ("windows", "; ".join(f"{kinds[kind]} {kind}, {steps[kind]:,} steps" for kind in kinds)))
+        if self.amplification is not None:
+            rows.append(("amplification", f"{self.amplification:.3g} of a small change of the state, by training"))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)

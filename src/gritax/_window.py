@@ -28,7 +28,10 @@ _ITERATIONS = 8  # of a phi that does not say how many it usually takes
 
 @dataclass
 class Window:
-    """What is known of a window's steps once its solve has ended, and how it got there. `c`, `e`: C-points and arrivals."""
+    """What is known of a window's steps once its solve has ended, and how it got there.
+
+    `c`, `e` are C-points and arrivals; `final_error` is an estimate of that of the final parameters, as a relative residual.
+    """
 
     evolution: Evolution
     hierarchy: Hierarchy
@@ -40,6 +43,7 @@ class Window:
     final: PyTree[Array]
     last_clock: PyTree[Array]
     exact_steps: int
+    final_error: float
 
     @property
     def cost(self) -> Cost:
@@ -117,7 +121,17 @@ def solve_window(
             continue
         cycle = attempt.cycle
         return Window(
-            cycle.evolution, hierarchy, adaptation, verdict, attempt.reports, c, e, final, last_clock, cycle.exact_steps
+            cycle.evolution,
+            hierarchy,
+            adaptation,
+            verdict,
+            attempt.reports,
+            c,
+            e,
+            final,
+            last_clock,
+            cycle.exact_steps,
+            attempt.monitor.final_error,
         )
 
 

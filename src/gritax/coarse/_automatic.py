@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._expected import expected_depth
+from ._curvature import kappas_along
 from ._protocol import CoarseStep
 from .frozen_gradient import FrozenGradient
 from .stabilized import Stabilized
@@ -50,27 +51,30 @@ class Automatic:
 
     def choose(self, step: Any, states: PyTree, starts: np.ndarray, num_steps: int) -> tuple[CoarseStep, Words, int, int]:
         """(the propagator, why, depth and work spent on the choice), from the initial state."""
-        first = lambda coarse: coarse.adapted(step, states, starts, num_steps, None)
-        (frozen, *spent), (stabilized, *spent_again) = (
-            first(FrozenGradient()),
-            first(Stabilized()),
-        )
-        found: list[tuple[int, FrozenGradient | Stabilized | Tangent]] = [
-            (_depth(frozen, num_steps), frozen),
-            (_depth(stabilized, num_steps), stabilized),
-        ]
-        try:
-            tangent = first(Tangent())[0]
-        except ValueError as error:
-            refused = str(error).partition(". ")[0].rstrip(".")
-        else:
-            refused = _refused(tangent, stabilized.largest_kappa)
-            if not refused:
-                found.append((_depth(tangent, num_steps), tangent))
-        chosen = min(found, key=lambda each: each[0])[1]
-        expected = ", ".join(f"{type(coarse).__name__} {depth:,}" for depth, coarse in found)
+        found, refused, depth, work = candidates(step, states, starts, num_steps)
+        depths = [_depth(coarse, num_steps) for coarse in found]
+        chosen = found[int(np.argmin(depths))]
+        expected = ", ".join(f"{type(coarse).__name__} {depth:,}" for coarse, depth in zip(found, depths, strict=True))
         words = f"expected depths: {expected}" + (f"; not Tangent, since {refused}" if refused else "")
-        return chosen, Words(words), spent[0] + spent_again[0], spent[1] + spent_again[1]
+        return chosen, Words(words), depth, work
+
+
+def candidates(
+    step: Any, states: PyTree, starts: np.ndarray, num_steps: int
+) -> tuple[list[FrozenGradient | Stabilized | Tangent], str, int, int]:
+    """(coarse propagators for this curvature, why Tangent is none of them if so, depth and work spent)."""
+    kappas, depth, work = kappas_along(step, states, starts, num_steps, FrozenGradient().chunk)
+    frozen = FrozenGradient().adapted(step, states, starts, num_steps, None, kappas)[0]
+    stabilized = Stabilized().adapted(step, states, starts, num_steps, None, kappas)[0]
+    found: list[FrozenGradient | Stabilized | Tangent] = [frozen, stabilized]
+    try:
+        tangent = Tangent().adapted(step, states, starts, num_steps, None)[0]
+    except ValueError as error:
+        refused = str(error).partition(". ")[0].rstrip(".")
+    else:
+        refused = _refused(tangent, stabilized.largest_kappa)
+        found += [] if refused else [tangent]
+    return found, refused, depth, work
 
 
 def _refused(tangent: Tangent, kappa: float) -> str:

@@ -22,6 +22,13 @@ _PRODUCTS = 12
 _DRAIN = 256
 
 
+def kappas_along(step: Any, states: PyTree, starts: np.ndarray, num_steps: int, chunk: int) -> tuple[np.ndarray, int, int]:
+    """`largest_kappas` with as many minibatches as there are, of a run of `num_steps`."""
+    span = min(SPAN, max(num_steps // 2, 1))
+    # Twice the span of data is looked at, all of it that of steps that there are.
+    return largest_kappas(step, states, np.clip(starts, 0, max(num_steps - 2 * span, 0)), span, chunk)
+
+
 def largest_kappas(step: Any, states: PyTree, starts: Array | np.ndarray, span: int, chunk: int) -> tuple[np.ndarray, int, int]:
     r"""($\kappa$ of one training step at each of the states, stacked; depth spent; work spent).
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from .._arguments import require_whole
 from .._hierarchy import Multigrid
-from ._curvature import SPAN, largest_kappas
+from ._curvature import kappas_along
 from ._linear import linear
 from ._replay import Replay
 from ._slow import memory
@@ -102,16 +102,22 @@ class FrozenGradient:
         return Replay(step, state, start, length, self.chunk)(step.split(state.params)[0])
 
     def adapted(
-        self, step: Any, states: PyTree, starts: np.ndarray, num_steps: int, iteration: int | None
+        self,
+        step: Any,
+        states: PyTree,
+        starts: np.ndarray,
+        num_steps: int,
+        iteration: int | None,
+        kappas: np.ndarray | None = None,
     ) -> tuple["FrozenGradient", int, int]:
-        """(this step with a refresh for these states, depth and work spent); never a longer refresh than before."""
+        """(this step with a refresh for these states, depth and work spent); never a longer refresh than before.
+
+        `kappas`, if they are known already, are not measured again.
+        """
         if self.refresh is not None or iteration:
             return self, 0, 0
         most = min(_LARGEST, max(num_steps // 8, 1))
-        span = min(SPAN, max(num_steps // 2, 1))
-        # Twice the span of data is looked at, all of it that of steps that there are.
-        starts = np.clip(starts, 0, max(num_steps - 2 * span, 0))
-        found, depth, work = largest_kappas(step, states, starts, span, self.chunk)
+        found, depth, work = (kappas, 0, 0) if kappas is not None else kappas_along(step, states, starts, num_steps, self.chunk)
         if np.all(np.isfinite(found)):
             refresh = 2 ** int(min(math.log2(most), max(math.log2(_KAPPA / max(np.max(found), 1e-9)), 0)))
         else:

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from .._arguments import require_whole
 from .._hierarchy import Multigrid
-from ._curvature import SPAN, largest_kappas
+from ._curvature import SPAN, kappas_along
 from ._known_run import KnownRun
 from ._linear import linear
 from ._replay import Replay
@@ -169,9 +169,18 @@ class Stabilized(eqx.Module):
         return after._replace(params=eqx.combine(end, others))
 
     def adapted(
-        self, step: Any, states: PyTree, starts: np.ndarray, num_steps: int, iteration: int | None
+        self,
+        step: Any,
+        states: PyTree,
+        starts: np.ndarray,
+        num_steps: int,
+        iteration: int | None,
+        kappas: np.ndarray | None = None,
     ) -> tuple["Stabilized", int, int]:
-        """(this step with the curvature at these states, depth and work spent)."""
+        """(this step with the curvature at these states, depth and work spent).
+
+        The `kappas` of the initial state, if they are known already, are not measured again.
+        """
         if iteration is None:
             self = self._begun(step, states, num_steps)
         # The velocities and second moments of a guess are too far from the trajectory: what they meet says nothing.
@@ -181,11 +190,12 @@ class Stabilized(eqx.Module):
         where = np.clip(starts, 0, max(num_steps - 2 * span, 0))
         directions = self._stiffest_directions
         if iteration is None:
-            found, depth, work = largest_kappas(step, states, where, span, self.chunk)
+            measure = lambda: kappas_along(step, states, starts, num_steps, self.chunk)
+            found, depth, work = measure() if kappas is None else (kappas, 0, 0)
             found = np.nan_to_num(found * self._margin, nan=1.0, posinf=1.0) * _EARLY
             return self._with(self._known.along(starts, found), directions), depth, work
         if directions is None:
-            found, depth, work = largest_kappas(step, states, where, span, self.chunk)
+            found, depth, work = kappas_along(step, states, starts, num_steps, self.chunk)
             rest = found
         else:
             directions, found, rest, depth, work = stiffest_directions(step, states, where, span, self.chunk, directions)

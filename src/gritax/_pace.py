@@ -1,0 +1,96 @@
+"""How a run goes on: how long its windows are, and which steps are taken one after the other."""
+
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ._run import TABLE, Run
+from ._window import Declined
+
+
+# Evaluations in sequence that a run may take, windows that were given up included, in units of its steps.
+MOST_DEPTH = 1.5
+_GAIN = 0.9
+_SHORTEST = 64
+_FEW, _MANY = 6, 10
+_SECONDS = 2.0
+
+
+class Pace(Protocol):
+    """Takes the next steps of a run, and says how it is to go on. Its fields are what a checkpoint keeps of it."""
+
+    def advance(self, run: Run) -> "Pace": ...
+
+
+@dataclass
+class OneByOne:
+    """All steps one after the other, in stretches of about two seconds, between which the state can be kept."""
+
+    reason: str
+    longest: int
+    stretch: int = _SHORTEST
+
+    def advance(self, run: Run) -> Pace:
+        began, steps = time.perf_counter(), min(self.stretch, run.left)
+        run.serially(steps, self.reason)
+        if time.perf_counter() - began < _SECONDS:
+            self.stretch = min(8 * self.stretch, self.longest)
+        return self
+
+
+@dataclass
+class InWindows:
+    """Windows of at most `longest` steps that are to take fewer evaluations in sequence than they have steps.
+
+    A window that does not converge, or of which no gain is expected, is followed by steps one after the other, twice as many
+    every time, and by a shorter window. What this takes is bounded: 1.5 evaluations for every step of the run. With
+    `step_seconds` windows must also take less time than their steps; two that do not are the last.
+    """
+
+    longest: int
+    window: int = 0
+    stretch: int = _SHORTEST
+    step_seconds: float | None = None
+    slower: int = 0
+
+    def advance(self, run: Run) -> Pace:
+        spare = MOST_DEPTH * run.num_steps - run.cost.depth - run.left
+        began, steps = time.perf_counter(), min(self.window or self.longest, run.left)
+        allowed = min(_GAIN * steps, spare)
+        if allowed < _SHORTEST:
+            return OneByOne("too few steps are left for windows, or too little to spare for one that fails", TABLE)
+        found = run.in_parallel(steps, allowed)
+        if isinstance(found, Declined):
+            self._stretch(run, f"at the curvature here {steps:,} steps at once would take {found.expected:,} in sequence")
+            return self
+        if found.verdict.converged:
+            iterations = found.reports[-1].number
+            self.stretch = _SHORTEST
+            self.window = min(2 * steps, self.longest) if iterations <= _FEW else steps
+            if iterations > _MANY:
+                self.window = max(steps // 2, _SHORTEST)
+        else:
+            self.window = max(steps // 4, _SHORTEST)
+            if run.left and run.windows[-1].num_steps < _SHORTEST:
+                self._stretch(run, "the window from here did not converge")
+        if self.step_seconds is not None:
+            self.slower = self.slower + 1 if time.perf_counter() - began > steps * self.step_seconds else 0
+            if self.slower == 2:
+                return OneByOne("windows took longer than their steps", TABLE)
+        return self
+
+    def _stretch(self, run: Run, reason: str) -> None:
+        run.serially(min(self.stretch, run.left), reason)
+        self.stretch *= 2
+
+
+_KINDS = {kind.__name__: kind for kind in (OneByOne, InWindows)}
+
+
+def facts(pace: Pace) -> dict[str, Any]:
+    """What a checkpoint keeps."""
+    return {"kind": type(pace).__name__, **vars(pace)}
+
+
+def from_facts(facts: dict[str, Any]) -> Pace:
+    return _KINDS[facts["kind"]](**{name: value for name, value in facts.items() if name != "kind"})

@@ -1,0 +1,199 @@
+"""A long training run, from window to window: solved in parallel, or taken one step after the other."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ._attempt import Bounds, Progress
+from ._cycle import Cost
+from ._evolution import Evolution
+from ._hierarchy import Hierarchy, Multigrid
+from ._kernel import kernel
+from ._norms import norm
+from ._sensitivity import Sensitivity
+from ._serial import advance
+from ._solution import WindowReport
+from ._window import Declined, Window, solve_window
+from .training import TrainState, TrainStep
+
+
+logger = logging.getLogger("gritax")
+
+# Shares of the tolerance are smaller than they might be, by what training usually amplifies the errors of a window.
+_SHARE = 0.25
+_ROUNDINGS = 100
+TABLE = 2**16  # steps whose order of examples is tabulated at a time
+
+
+@dataclass
+class Run:
+    """`num_steps` steps of `step` from `state`, of which the first `done` are taken; `aim` is the error asked for at the end.
+
+    Window for window, `serially` or `in_parallel`. `travelled` is the distance of the parameters from `origin`.
+    """
+
+    step: TrainStep
+    state: TrainState
+    num_steps: int
+    tolerance: float | None
+    aim: float
+    progress: Progress
+    done: int = 0
+    cost: Cost = field(default_factory=Cost)
+    windows: list[WindowReport] = field(default_factory=list)
+    sensitivity: Sensitivity = field(default_factory=Sensitivity)
+    hierarchy: Hierarchy | None = None
+    coarse_steps: str = ""
+    restarts: list[str] = field(default_factory=list)
+    is_finite: bool = True
+
+    def __post_init__(self):
+        self.origin = self.state
+        self.take(self.step)
+
+    def take(self, step: TrainStep) -> None:
+        """Goes on with this step, which has other coarse steps."""
+        self.step, self._tabulated, self._from, self._until = step, step, 0, 0
+
+    def begin_again(self, reason: str) -> None:
+        """From the first step; what it took stays counted."""
+        self.state, self.done, self.sensitivity = self.origin, 0, Sensitivity()
+        self.windows.clear()
+        self.restarts.append(reason)
+
+    @property
+    def left(self) -> int:
+        return self.num_steps - self.done
+
+    @property
+    def least_error(self) -> float:
+        """Of what may be asked for: the aim, or what the precision reaches."""
+        eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(self.origin) if eqx.is_inexact_array(x))
+        return max(self.aim, _ROUNDINGS * eps)
+
+    @property
+    def is_accurate(self) -> bool:
+        """Whether errors of windows, as training amplifies them, are within the aim, or near what rounding makes of any run."""
+        return self.tolerance is not None or self.sensitivity.error <= max(self.least_error, 10 * self.sensitivity.rounding)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the state is that of serial training by construction."""
+        return all(window.kind == "serial" for window in self.windows)
+
+    def _evolution(self, num_steps: int, state: TrainState) -> Evolution:
+        """Of the next `num_steps` steps."""
+        if self.done + num_steps > self._until:
+            table = max(min(TABLE, self.num_steps), num_steps)
+            self._tabulated, self._from = self.step.after(self.done).prepared(table), self.done
+            self._until = self.done + table
+        return Evolution(self._tabulated.after(self.done - self._from), state)
+
+    def serially(self, num_steps: int, reason: str) -> None:
+        """The next steps, one after the other."""
+        self.progress.window(self.done, num_steps, "serial", reason)
+        evolution, cost = self._evolution(num_steps, self.state), Cost()
+        floating, clock = evolution.split(self.state)
+        after, clock_after = advance(evolution, floating, clock, np.int32(num_steps))
+        cost.spend(1, num_steps, num_steps)
+        if not self.exact:
+            self.sensitivity.take(self.sensitivity.serially(evolution, floating, clock, after, num_steps, cost), 0.0, 0.0)
+        self._accept(
+            evolution.merge(after, clock_after),
+            WindowReport(self.done, num_steps, "serial", 0, cost.depth, cost.work, (), (), reason),
+            cost,
+        )
+
+    def timed(self, num_steps: int) -> float:
+        """Seconds of a training step: the next ones are taken one after the other, in two halves of which the second counts."""
+        for steps in (num_steps - num_steps // 2, num_steps // 2):
+            began = time.perf_counter()
+            self.serially(steps, "to measure how long they take") if steps else None
+        return (time.perf_counter() - began) / max(num_steps // 2, 1)
+
+    def in_parallel(self, num_steps: int, depth: float, method: Multigrid | None = None) -> Window | Declined:
+        """The next steps at once, in no more than `depth` evaluations in sequence.
+
+        Of a window that is given up, those steps from its beginning on that have converged are kept.
+        """
+        evolution, cost = self._evolution(num_steps, self.state), Cost()
+        floating, clock = evolution.split(self.state)
+        origin = evolution.split(self.origin)[0]
+        share = num_steps / self.num_steps
+        aim = self.aim * (share if num_steps == self.num_steps else _SHARE * share)
+        self.progress.window(self.done, num_steps, "parallel", "")
+        window = solve_window(
+            evolution,
+            floating,
+            clock,
+            num_steps,
+            method,
+            tolerance=None if self.tolerance is None else self.tolerance * share**0.5,
+            max_iterations=50,
+            initial_guess="graded",
+            progress=self.progress,
+            bounds=Bounds(depth, aim, origin),
+        )
+        cost = window.adaptation.cost
+        if isinstance(window, Declined):
+            self._spend(cost)
+            logger.info("steps %d to %d: %d evaluations expected", self.done, self.done + num_steps, window.expected)
+            return window
+        self.hierarchy, self.coarse_steps = window.hierarchy, window.adaptation.coarse_steps
+        kind, steps, state, error = "parallel", num_steps, window.state, window.final_error
+        if not window.verdict.converged:
+            kind = "given up"
+            steps, state, error = window.prefix(origin, aim)
+        if steps:
+            grown = self.sensitivity.coarsely(window.evolution, floating, window.hierarchy[-1], steps, cost)
+            self.sensitivity.take(grown, error, _rounding(evolution, state, self.origin))
+        reports = window.reports
+        self._accept(
+            state,
+            WindowReport(
+                self.done,
+                steps,
+                kind,
+                reports[-1].number,
+                cost.depth,
+                cost.work,
+                tuple(each.residual for each in reports),
+                tuple(each.relative_residual for each in reports),
+                window.verdict.sentence,
+            ),
+            cost,
+        )
+        return window
+
+    def _accept(self, state: TrainState, report: WindowReport, cost: Cost) -> None:
+        self.state, self.done = state, self.done + report.num_steps
+        self._spend(cost)
+        self.windows.append(report)
+        self.is_finite = bool(_all_finite(jax.tree.leaves(state)))
+        logger.info("steps %d to %d, %s: %s", report.first, self.done, report.kind, report.reason)
+
+    def _spend(self, cost: Cost) -> None:
+        self.cost.by_lanes.update(cost.by_lanes)
+        self.cost.work += cost.work
+
+
+@kernel
+def _all_finite(leaves):
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]))
+
+
+def _rounding(evolution, state: TrainState, origin: TrainState) -> float:
+    """What rounding changes the parameters by, in units of their distance from the origin."""
+    params, first = (evolution.params(*evolution.split(each)) for each in (state, origin))
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(params))
+    return eps * float(norm(params)) / max(_distance(params, first), 1e-300)
+
+
+def _distance(a: PyTree, b: PyTree) -> float:
+    return float(norm(jax.tree.map(jnp.subtract, a, b)))

@@ -1,0 +1,205 @@
+"""The call for those who do not want to know what a C-point is."""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import optax
+from jaxtyping import Array, PyTree
+
+from ._adaptation import prepared
+from ._arguments import require_whole
+from ._attempt import Progress
+from ._convergence import DEFAULT_TOLERANCE, ConvergenceError, require_tolerance
+from ._pace import MOST_DEPTH, InWindows, OneByOne, Pace
+from ._run import TABLE, Run
+from ._solution import Solution
+from ._trained import solution_of
+from ._validation import validated
+from .checkpoint import Directory, Keeper
+from .coarse import Choice
+from .planning import LEAST_WORK, Plan, can_pay, measured, planned
+from .training import TrainStep
+
+
+logger = logging.getLogger("gritax")
+
+# C-points that a window may have, each with the copies that a solve holds.
+_MEMORY, _COPIES, _INTERVAL = 2**31, 20, 4
+_LONGEST_STRETCH = 2**22
+# Seconds of serial training below which measuring this device would take longer than it could save.
+_TOO_SHORT = 20.0
+
+
+def train(
+    loss: Callable[..., Any],
+    optimizer: optax.GradientTransformation,
+    batch: Callable[[Any], PyTree],
+    params: PyTree,
+    num_steps: int,
+    *,
+    goal: Literal["time", "depth"] = "time",
+    plan: Plan | None = None,
+    coarse: Choice = "auto",
+    key: Array | None = None,
+    has_aux: bool = False,
+    stats: PyTree = (),
+    trainable: PyTree = eqx.is_inexact_array,
+    tolerance: float | None = None,
+    window: int | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    resume: bool | str | os.PathLike = False,
+    throw: bool = True,
+    progress: Progress | None = None,
+) -> Solution:
+    r"""The weights of serial training, $w_{i+1} = w_i + \mathrm{update}(\nabla \mathrm{loss}(w_i, \mathrm{batch}(i)))$.
+
+    Steps are solved in windows, many at once, where that is expected to be faster, and taken one after the other where it is
+    not. A window that does not converge is never passed on: the steps that have converged are kept, and the others are taken by
+    a shorter window or one by one.
+
+    **Arguments**
+
+    - `loss`, `optimizer`, `batch`, `key`, `has_aux`, `trainable`: as for `gritax.TrainStep`; `coarse` too, here `"auto"`.
+    - `params`, `stats`: the initial parameters and, with `has_aux`, statistics.
+    - `num_steps`: N, at least 1.
+    - `goal`: `"time"` takes what is faster on this device, as measured; on a CPU that is nearly always one step after the
+      other. `"depth"` takes as few evaluations in sequence as it can, as if there were a device for every interval.
+    - `plan`: from `gritax.plan` with the same arguments; otherwise the device is measured, for a small part of the time that
+      serial training would take, and not at all where that is short.
+    - `tolerance`: `None` for final parameters within 1e-6 of the distance that they travel; a number is an absolute tolerance
+      on the residuals of all windows together, as for `gritax.solve`.
+    - `window`: the most steps of a window; `None` for as many as fit into 2 GiB.
+    - `checkpoint`: a directory for what is known after each window. The last two are kept.
+    - `resume`: go on from the newest whole checkpoint in that directory, or begin if there is none. The weights are those of an
+      uninterrupted run. A path stands for `checkpoint=path, resume=True`.
+    - `throw`: raise `ConvergenceError`, with the solution in its `solution`, if the weights are not those asked for.
+    - `progress`: told of windows, levels, iterations and the end.
+
+    **Returns** a `Solution`, whose `windows` say how the steps were taken. Evaluations in sequence are at most 1.5 N, with all
+    that was given up. Where training turns not finite it ends, as serial training would.
+
+    Warns if training amplifies rounding beyond the tolerance: then there is no answer to reproduce, and serial training itself
+    would give other weights on another machine.
+
+    Raises `ValueError` for an argument that cannot be used, before any long work.
+
+    >>> import gritax, jax.numpy as jnp, optax
+    >>> loss = lambda w, x: 0.5 * jnp.sum((w - x) ** 2)
+    >>> trained = gritax.train(loss, optax.sgd(0.01), lambda step: jnp.ones(2), jnp.zeros(2), 2000, goal="depth")
+    >>> trained.converged, trained.depth < 500
+    (True, True)
+    >>> bool(jnp.allclose(trained.params, 1 - 0.99**2000, atol=1e-5))
+    True
+    """
+    _require(num_steps, goal, plan, tolerance, window, progress)
+    step = TrainStep(loss, optimizer, batch, coarse, key=key, has_aux=has_aux, trainable=trainable)
+    keeper = _keeper(checkpoint, resume)
+    first = step.init(params, stats)
+    evolution, floating, clock = validated(prepared(step, min(int(num_steps), TABLE)), first, int(num_steps))
+    state, progress = evolution.merge(floating, clock), progress or Progress()
+    run = Run(step, state, int(num_steps), tolerance, DEFAULT_TOLERANCE, progress)
+    longest = min(window or _longest(floating), int(num_steps))
+    pace = keeper and keeper.resumed(run)
+    if pace is None and goal == "depth":
+        pace = InWindows(longest)
+    elif pace is None:
+        pace = _fastest(run, plan, evolution, floating, clock, longest)
+    try:
+        pace = _to_the_end(run, pace, keeper)
+    except KeyboardInterrupt:
+        kept = f"; {keeper.directory.path} has what was reached: go on with resume=True" if keeper else ""
+        logger.warning("interrupted after step %d of %d%s", run.done, run.num_steps, kept)
+        raise
+    solution = solution_of(run)
+    progress.end(solution)
+    if not solution.converged:
+        if throw:
+            raise ConvergenceError(solution.reason + ".", solution)
+        logger.warning("%s", solution.reason)
+    return solution
+
+
+def _require(num_steps, goal, plan, tolerance, window, progress) -> None:
+    require_whole("num_steps", num_steps, 1)
+    if num_steps >= 2**31:
+        raise ValueError(f"num_steps must be below 2^31, since steps are counted in int32; {num_steps} is not.")
+    if goal not in ("time", "depth"):
+        raise ValueError(f'goal must be "time" or "depth", not {goal!r}.')
+    if plan is not None and not isinstance(plan, Plan):
+        raise ValueError(f"plan must come from gritax.plan, not be {plan!r}.")
+    require_tolerance(tolerance)
+    if tolerance == 0:
+        raise ValueError("tolerance must be above 0 here: training goes on until it is reached.")
+    if window is not None:
+        require_whole("window", window, 1)
+    if progress is not None and not isinstance(progress, Progress):
+        raise ValueError(f"progress must be a gritax.Progress, such as gritax.progress.Lines(), not {progress!r}.")
+
+
+def _keeper(checkpoint, resume) -> Keeper | None:
+    if isinstance(resume, str | os.PathLike):
+        if checkpoint is not None and os.fspath(checkpoint) != os.fspath(resume):
+            raise ValueError(f"checkpoint is {checkpoint!r}, but resume is {resume!r}: name one directory.")
+        checkpoint, resume = resume, True
+    if not isinstance(resume, bool):
+        raise ValueError(f"resume must be True, False or a directory, not {resume!r}.")
+    if checkpoint is None:
+        if resume:
+            raise ValueError("resume=True needs the directory of the checkpoints: checkpoint=directory.")
+        return None
+    return Keeper(Directory(checkpoint), resume)
+
+
+def _longest(floating) -> int:
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(floating))
+    return max(_MEMORY // (_COPIES * size), 1) * _INTERVAL
+
+
+def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: int) -> Pace:
+    """One step after the other, unless windows are to be faster on this device."""
+    stretch = TABLE if getattr(run.step.batch, "tabulated", None) else _LONGEST_STRETCH
+    if plan is None:
+        seconds = run.timed(min(run.num_steps, 1024))
+        if run.left * seconds < _TOO_SHORT:
+            return OneByOne(
+                f"in {run.num_steps * seconds:.2g} s, too short to measure whether windows would be faster", stretch
+            )
+        speeds = measured(evolution, floating, clock, run.num_steps, enough=LEAST_WORK)
+        if not can_pay(speeds):
+            return OneByOne(
+                f"this device makes {speeds.gain:.2g} steps of many states in the time of one, and a solve {LEAST_WORK:.0f} "
+                "times as many at least",
+                stretch,
+            )
+        plan = planned(run.step, run.origin, run.num_steps, longest, speeds)
+    if not plan.pays:
+        return OneByOne(plan.sentence.removesuffix("."), stretch)
+    run.take(plan.step)
+    return InWindows(min(plan.window, longest), step_seconds=plan.speeds.step)
+
+
+def _to_the_end(run: Run, pace: Pace, keeper: Keeper | None) -> Pace:
+    told = False
+    while run.left and run.is_finite:
+        pace = pace.advance(run)
+        sensitivity = run.sensitivity
+        if not told and sensitivity.rounding > run.least_error:
+            told = True
+            warnings.warn(
+                f"training amplifies a small change of its state {sensitivity.growth:.2g}-fold up to step {run.done:,}, and so "
+                f"rounding to {sensitivity.rounding:.1g} of the distance travelled, beyond the tolerance: there is no answer "
+                "to reproduce that another machine would agree with. Lower the learning rate, or train for fewer steps.",
+                stacklevel=3,
+            )
+        if not run.is_accurate and run.cost.depth + run.num_steps <= MOST_DEPTH * run.num_steps:
+            reason = f"training amplifies errors {sensitivity.growth:.2g}-fold, beyond the tolerance"
+            run.begin_again(reason)
+            pace = OneByOne(reason, TABLE)
+        if keeper:
+            keeper.save(run, pace)
+    return pace
