@@ -3,6 +3,7 @@
 import logging
 import time
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import PyTree
@@ -23,11 +24,18 @@ from ._window import Window, solve_window
 logger = logging.getLogger("gritax")
 
 
+class Planned(Protocol):
+    """What a solve takes from a plan."""
+
+    @property
+    def method(self) -> Multigrid: ...
+
+
 def solve(
     phi: Phi,
     state: PyTree,
     num_steps: int,
-    method: Multigrid | None = None,
+    method: Multigrid | Planned | None = None,
     *,
     tolerance: float | None = None,
     max_iterations: int = 50,
@@ -47,7 +55,8 @@ def solve(
     - `state`: `w[0]`, any pytree. Floating leaves are solved for. Integer, boolean and key arrays are clocks: phi must
       compute them from the step and from clocks alone. Other leaves are constants.
     - `num_steps`: N, at least 1.
-    - `method`: the multigrid method; `None` for what phi proposes, else `Multigrid()`.
+    - `method`: the multigrid method, or the `Plan` of `plan.step` for its own; `None` for what phi proposes, else
+      `Multigrid()`.
     - `tolerance`: on `Solution.residuals`, absolute. `None` stops when `Solution.relative_residuals` reaches 1e-6 and the
       final parameters have settled to 1e-6 of the distance travelled, or at the rounding floor of the dtype. 0 runs exactly
       `max_iterations` and never raises.
@@ -76,6 +85,7 @@ def solve(
     require_tolerance(tolerance)
     if save_every is not None:
         require_whole("save_every", save_every, 1)
+    method = method if method is None or isinstance(method, Multigrid) else getattr(method, "method", method)
     if method is not None and not isinstance(method, Multigrid):
         raise ValueError(f"method must be a gritax.Multigrid, such as gritax.Multigrid(coarsening=4), not {method!r}.")
     if progress is not None and not isinstance(progress, Progress):

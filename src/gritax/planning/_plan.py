@@ -1,28 +1,32 @@
 """What was measured and is predicted of a run, and what follows for it."""
 
+import math
 from dataclasses import dataclass, field
 
 from .._expected import applications, expected_depth
 from .._hierarchy import Hierarchy, Multigrid
 from ..coarse import CoarseStep
 from ..training import TrainState, TrainStep
-from ._speeds import Speeds
+from ._speeds import CoarseSpeed, Speeds
 
 
-_DEVICES = (64, 1024)
+DEVICES = (64, 1024)
 
 
 @dataclass(frozen=True)
 class Pilot:
     """A window that was solved for the plan: its steps, iterations, the factor of its residuals in the last of them.
 
-    `correction`: seconds of an iteration over those that `Speeds` predict of it.
+    `coarse`: how long its coarse steps took. `overhead`: seconds of an iteration on the host. `correction`: the others, over
+    those predicted of it.
     """
 
     num_steps: int
     iterations: int
     converged: bool
     factor: float
+    coarse: tuple[CoarseSpeed, ...] = field(repr=False)
+    overhead: float
     correction: float
 
 
@@ -83,8 +87,8 @@ class Plan:
         return self.num_steps * self.speeds.step
 
     def seconds_on(self, devices: int) -> float:
-        in_all = predicted_seconds(self.hierarchy, self.step, self.speeds, self.pilot.iterations, devices)
-        return self._windows * self.pilot.correction * in_all
+        in_all = predicted_seconds(self.hierarchy, self.step, self.speeds, self.pilot.coarse, self.pilot.iterations, devices)
+        return self._windows * (self.pilot.iterations * self.pilot.overhead + self.pilot.correction * in_all)
 
     @property
     def pays(self) -> bool:
@@ -103,11 +107,11 @@ class Plan:
             if self.pays
             else f"Serial is faster here: {_time(self.serial_seconds)} for {_time(self.seconds)} in parallel"
         )
-        gains = {devices: self.serial_seconds / self.seconds_on(devices) for devices in _DEVICES}
+        gains = {devices: self.serial_seconds / self.seconds_on(devices) for devices in DEVICES}
         worth = [
             f"on {devices} such devices it would be {gain:.2g} times faster" for devices, gain in gains.items() if gain > 1
         ]
-        return f"{here}; {worth[0]}." if worth else f"{here}, and on {_DEVICES[-1]:,} such devices it would be no faster."
+        return f"{here}; {worth[0]}." if worth else f"{here}, and on {DEVICES[-1]:,} such devices it would be no faster."
 
     def __str__(self) -> str:
         lanes = ", ".join(f"{lanes:,}: {_time(seconds)}" for lanes, seconds in self.speeds.lanes)
@@ -126,20 +130,34 @@ class Plan:
             ("depth, work", f"{self.depth:,} evaluations in sequence, {self.work:,} in all, for {self.num_steps:,} serially"),
             ("serial", _time(self.serial_seconds)),
             ("parallel", f"{_time(self.seconds)}, without compilation"),
-            *((f"{devices:,} devices", _time(self.seconds_on(devices))) for devices in _DEVICES),
+            *((f"{devices:,} devices", _time(self.seconds_on(devices))) for devices in DEVICES),
         ]
         width = max(len(name) for name, _ in rows)
         return "\n".join([*(f"{name.ljust(width)}  {value}" for name, value in rows), "", self.sentence])
 
 
 def predicted_seconds(
-    hierarchy: Hierarchy, step: TrainStep | CoarseStep, speeds: Speeds, iterations: int, devices: int = 1
+    hierarchy: Hierarchy,
+    step: TrainStep | CoarseStep,
+    speeds: Speeds,
+    coarse: tuple[CoarseSpeed, ...],
+    iterations: int,
+    devices: int = 1,
 ) -> float:
-    """Of a solve, as if a coarse step of stride M were M training steps at once for each of its evaluations."""
+    """Of a solve, with coarse steps like those that were timed: longer as they are more evaluations, of more minibatches.
+
+    Without any, as if a coarse step of stride M were M training steps at once for each of its evaluations.
+    """
 
     def once(stride, lanes):
         on_one = -(-lanes // devices)
-        return speeds.of(on_one) if stride == 1 else step.depth(stride) * speeds.of(on_one * stride)
+        if stride == 1:
+            return speeds.of(on_one)
+        if not coarse:
+            return step.depth(stride) * speeds.of(on_one * stride)
+        like = min(coarse, key=lambda each: abs(math.log(each.stride / stride)))
+        work = step.work(stride) / step.work(like.stride)
+        return like.seconds * work * speeds.of(on_one) / speeds.of(like.lanes)
 
     return sum((a.guess + iterations * a.iteration) * once(a.stride, a.lanes) for a in applications(hierarchy))
 

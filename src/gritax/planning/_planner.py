@@ -1,10 +1,12 @@
 """Planning a run: speeds first, then a pilot window with the coarse steps that promise most."""
 
+import itertools
 import math
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, PyTree
@@ -12,18 +14,22 @@ from jaxtyping import Array, PyTree
 from .._adaptation import prepared
 from .._arguments import require_whole
 from .._attempt import Bounds, Progress
+from .._evolution import Evolution
+from .._serial import advance
 from .._validation import validated
 from .._window import Window, solve_window
-from ..coarse import Automatic, Choice, CoarseStep, candidates
+from ..coarse import Automatic, Choice, candidates
 from ..training import TrainState, TrainStep
-from ._plan import Pilot, Plan, predicted_seconds
-from ._speeds import Speeds, measured
+from ._plan import DEVICES, Pilot, Plan, predicted_seconds
+from ._speeds import Speeds, measured, measured_coarse
 
 
 _PILOT = 512
 _ITERATIONS = 12
 # Evaluations for a training step: eight an iteration, two iterations. Nothing known makes fewer.
 LEAST_WORK = 16.0
+_AHEAD = 2.0
+_MOST_OVERHEAD = 5e-3
 
 
 def can_pay(speeds: Speeds) -> bool:
@@ -49,8 +55,8 @@ def plan(
 
     The arguments are those of `gritax.train`. It takes seconds, most of them for compilation: the serial training step and many
     at once are timed, coarse steps are chosen for the curvature at the start and for these times, and 512 steps are solved
-    with them. Predictions are those of the pilot's iterations, of its seconds, and of the curvature at the start: where that
-    falls along the run, a solve will take less.
+    with them. Predictions go by the pilot's iterations and seconds, and by the curvature along two seconds of serial
+    training: where that falls later on, a solve will take less.
 
     Raises `ValueError` as `gritax.train` does.
 
@@ -71,16 +77,12 @@ def planned(
     step: TrainStep, state: TrainState, num_steps: int, window: int | None = None, speeds: Speeds | None = None
 ) -> Plan:
     """The plan of a run of `step`."""
-    length = min(_PILOT, num_steps)
+    length, window = min(_PILOT, num_steps), min(window or num_steps, num_steps)
     evolution, floating, clock = validated(prepared(step, length), state, length)
     speeds = speeds or measured(evolution, floating, clock, num_steps)
-    window = min(window or num_steps, num_steps)
-    phi = evolution.phi
-    assert isinstance(phi, TrainStep)
-    chosen, depth = _chosen(phi, evolution.merge(floating, clock), window, speeds)
-    of_pilot = evolution.with_phi(chosen)
+    chosen, depth = (step, 0) if not isinstance(step.coarse, Automatic) else _chosen(step, state, window, speeds)
     solved = solve_window(
-        of_pilot,
+        evolution.with_phi(prepared(chosen, length)),
         floating,
         clock,
         length,
@@ -96,7 +98,7 @@ def planned(
     assert isinstance(phi, TrainStep)
     return Plan(
         num_steps=num_steps,
-        step=eqx.tree_at(lambda s: s.coarse, step, phi.coarse, is_leaf=lambda x: x is step.coarse),
+        step=step.with_coarse(phi.coarse),
         state=state,
         method=phi.method(window),
         window=window,
@@ -108,27 +110,47 @@ def planned(
 
 
 def _chosen(step: TrainStep, state: TrainState, num_steps: int, speeds: Speeds) -> tuple[TrainStep, int]:
-    """(the step with the coarse propagator that promises to be fastest on a device with these speeds, depth spent)."""
-    if not isinstance(step.coarse, Automatic):
-        return step, 0
-    states = jax.tree.map(lambda x: x[None] if eqx.is_array(x) else x, state)
-    found, _, depth, _ = candidates(step, states, np.zeros(1, np.int32), num_steps)
-    seconds = [
-        predicted_seconds(each.method(num_steps).hierarchy(num_steps), each, speeds, each.usual_iterations) for each in found
-    ]
-    fastest: CoarseStep = found[int(np.argmin(seconds))]
-    return eqx.tree_at(lambda s: s.coarse, step, fastest, is_leaf=lambda x: x is step.coarse), depth
+    """(the step with the coarse propagator that promises to be fastest on a device with these speeds, depth spent).
+
+    For the curvature at the initial state and where two seconds of serial training lead. Where serial training is faster than
+    any of them, the one that is fastest on 64 devices.
+    """
+    ahead = min(num_steps, max(int(_AHEAD / speeds.step), 1))
+    tabulated = step.prepared(ahead)
+    evolution = Evolution(tabulated, state)
+    points = [evolution.split(state)]
+    starts = np.array([0, ahead // 8, ahead], np.int32)
+    for first, last in itertools.pairwise(starts):
+        floating, clock = points[-1]
+        points.append(advance(Evolution(tabulated.after(int(first)), state), floating, clock, np.int32(last - first)))
+    merged = [evolution.merge(floating, clock) for floating, clock in points]
+    states = jax.tree.map(lambda *x: jnp.stack(x) if eqx.is_array(x[0]) else x[0], *merged)
+    found, _, depth, _ = candidates(step, states, starts, num_steps)
+
+    def seconds(coarse, devices):
+        hierarchy = coarse.method(num_steps).hierarchy(num_steps)
+        return predicted_seconds(hierarchy, coarse, speeds, (), coarse.usual_iterations, devices)
+
+    pays = any(seconds(coarse, 1) < num_steps * speeds.step for coarse in found)
+    fastest = min(found, key=lambda coarse: seconds(coarse, 1 if pays else DEVICES[0]))
+    return step.with_coarse(fastest), depth
 
 
 def _pilot(solved: Window, phi: TrainStep, speeds: Speeds) -> Pilot:
     reports = solved.reports
     # The first iteration compiles what measures the curvature along the guess.
     taken = np.diff([each.seconds for each in reports[1:]])
-    one, more = (predicted_seconds(solved.hierarchy, phi, speeds, count) for count in (1, 2))
+    coarse = measured_coarse(solved)
+    one, more = (predicted_seconds(solved.hierarchy, phi, speeds, coarse, count) for count in (1, 2))
+    iteration = float(np.median(taken)) if len(taken) else more - one
+    # What an iteration takes beside its sweeps, on the host, does not grow with the steps.
+    overhead = min(max(iteration - (more - one), 0.0), _MOST_OVERHEAD)
     return Pilot(
         num_steps=solved.hierarchy[0].size,
         iterations=max(reports[-1].number, 1),
         converged=solved.verdict.converged,
         factor=reports[-1].factor if len(reports) > 1 else math.nan,
-        correction=float(np.median(taken)) / (more - one) if len(taken) else 1.0,
+        coarse=coarse,
+        overhead=overhead,
+        correction=(iteration - overhead) / (more - one),
     )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,8 +11,9 @@ import numpy as np
 
 from .._evolution import Evolution
 from .._hierarchy import Level
-from .._relaxation import arrived, everywhere, relax_finest
+from .._relaxation import arrived, everywhere, march, relax_coarse, relax_finest
 from .._serial import advance
+from .._window import Window
 
 
 _LANES = 8  # that many times more at each trial
@@ -19,6 +21,7 @@ _BETTER = 1.3  # a gain in speed that makes more lanes worth a trial
 _MOST_LANES = 2**15
 _MEMORY = 2**30
 _FACTOR = 8
+_LONG = 64
 _ENOUGH = 0.03
 
 
@@ -91,11 +94,39 @@ def _hopeless(found, most, enough) -> bool:
 
 
 def _batched(evolution: Evolution, floating: Any, lanes: int) -> float:
-    level = Level(0, lanes * _FACTOR, 1, _FACTOR)
+    # Intervals so long that the call does not count.
+    level = Level(0, lanes * _LONG, 1, _LONG)
     c = everywhere(lanes + 1, evolution.stored(floating))
     run = lambda: relax_finest(level, evolution, c, arrived(c), np.int32(1))
     jax.block_until_ready(run())
-    return _seconds(run) / _FACTOR
+    return _seconds(run) / _LONG
+
+
+@dataclass(frozen=True)
+class CoarseSpeed:
+    """Seconds of one coarse step of this stride, for so many lanes at once."""
+
+    stride: int
+    lanes: int
+    seconds: float
+
+
+def measured_coarse(solved: Window) -> tuple[CoarseSpeed, ...]:
+    """Of the coarse levels of a window that was solved, whose programs are compiled."""
+    evolution, found = solved.evolution, []
+    u = jax.tree.map(lambda x: x[0], solved.c)
+    for level in solved.hierarchy.levels[1:]:
+        g = jax.tree.map(lambda x, level=level: np.zeros((level.size, *x.shape), x.dtype), u)
+        if level is solved.hierarchy[-1]:
+            lanes, steps = 1, level.size
+            run = partial(march, level, evolution, everywhere(2, u), g, np.int32(0))
+        else:
+            lanes, steps = level.num_intervals, level.factor
+            c = everywhere(lanes + 1, u)
+            run = partial(relax_coarse, level, evolution, c, g, np.int32(0), np.int32(steps), np.int32(0))
+        jax.block_until_ready(run())
+        found.append(CoarseSpeed(level.stride, lanes, _seconds(run) / steps))
+    return tuple(found)
 
 
 def _seconds(run: Callable[[], Any]) -> float:

@@ -189,18 +189,19 @@ class TrainStep(eqx.Module):
         if isinstance(self.coarse, Automatic):
             coarse, why, depth, work = self.coarse.choose(self, states, starts, num_steps)
             logger.info("%s, %s", coarse, why)
-            return eqx.tree_at(lambda step: step._why, self._with(coarse), why), depth, work
+            return eqx.tree_at(lambda step: step._why, self.with_coarse(coarse), why), depth, work
         adapt = getattr(self.coarse, "adapted", None)
         coarse, depth, work = (self.coarse, 0, 0) if adapt is None else adapt(self, states, starts, num_steps, iteration)
-        return None if coarse is self.coarse else self._with(coarse), depth, work
+        return None if coarse is self.coarse else self.with_coarse(coarse), depth, work
 
     def finer(self) -> "TrainStep | None":
         """With a coarse propagator closer to the training steps, to try after a failure; None if there is none."""
         refine = getattr(self.coarse, "finer", None)
         coarse = None if refine is None else refine()
-        return None if coarse is None else self._with(coarse)
+        return None if coarse is None else self.with_coarse(coarse)
 
-    def _with(self, coarse: CoarseStep) -> "TrainStep":
+    def with_coarse(self, coarse: CoarseStep) -> "TrainStep":
+        """The same step with another coarse propagator."""
         return eqx.tree_at(lambda step: step.coarse, self, coarse, is_leaf=lambda x: x is self.coarse)
 
     def describe(self) -> str:
