@@ -8,12 +8,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from ._attempt import Bounds, Progress
 from ._cycle import Cost
 from ._evolution import Evolution
-from ._hierarchy import Hierarchy, Multigrid
+from ._hierarchy import Hierarchy
 from ._kernel import kernel
 from ._norms import norm
 from ._sensitivity import Sensitivity
@@ -28,6 +27,7 @@ logger = logging.getLogger("gritax")
 # Shares of the tolerance are smaller than they might be, by what training usually amplifies the errors of a window.
 _SHARE = 0.25
 _ROUNDINGS = 100
+_ITERATIONS = 50
 TABLE = 2**16  # steps whose order of examples is tabulated at a time
 
 
@@ -51,10 +51,12 @@ class Run:
     hierarchy: Hierarchy | None = None
     coarse_steps: str = ""
     restarts: list[str] = field(default_factory=list)
+    travelled: float = 0.0
     is_finite: bool = True
 
     def __post_init__(self):
         self.origin = self.state
+        self.eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(self.state) if eqx.is_inexact_array(x))
         self.take(self.step)
 
     def take(self, step: TrainStep) -> None:
@@ -74,13 +76,26 @@ class Run:
     @property
     def least_error(self) -> float:
         """Of what may be asked for: the aim, or what the precision reaches."""
-        eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(self.origin) if eqx.is_inexact_array(x))
-        return max(self.aim, _ROUNDINGS * eps)
+        return max(self.aim, _ROUNDINGS * self.eps)
+
+    @property
+    def error(self) -> float:
+        """What errors of windows have become, in units of the distance travelled."""
+        return self.sensitivity.error / max(self.travelled, 1e-300)
+
+    @property
+    def rounding(self) -> float:
+        """The same of rounding."""
+        return self.sensitivity.rounding / max(self.travelled, 1e-300)
 
     @property
     def is_accurate(self) -> bool:
-        """Whether errors of windows, as training amplifies them, are within the aim, or near what rounding makes of any run."""
-        return self.tolerance is not None or self.sensitivity.error <= max(self.least_error, 10 * self.sensitivity.rounding)
+        return self.tolerance is not None or self.error <= self.least_error
+
+    @property
+    def is_reproducible(self) -> bool:
+        """Whether rounding is amplified to no more than is asked for."""
+        return self.rounding <= self.least_error
 
     @property
     def exact(self) -> bool:
@@ -117,12 +132,12 @@ class Run:
             self.serially(steps, "to measure how long they take") if steps else None
         return (time.perf_counter() - began) / max(num_steps // 2, 1)
 
-    def in_parallel(self, num_steps: int, depth: float, method: Multigrid | None = None) -> Window | Declined:
+    def in_parallel(self, num_steps: int, depth: float) -> Window | Declined:
         """The next steps at once, in no more than `depth` evaluations in sequence.
 
         Of a window that is given up, those steps from its beginning on that have converged are kept.
         """
-        evolution, cost = self._evolution(num_steps, self.state), Cost()
+        evolution = self._evolution(num_steps, self.state)
         floating, clock = evolution.split(self.state)
         origin = evolution.split(self.origin)[0]
         share = num_steps / self.num_steps
@@ -133,9 +148,9 @@ class Run:
             floating,
             clock,
             num_steps,
-            method,
+            None,
             tolerance=None if self.tolerance is None else self.tolerance * share**0.5,
-            max_iterations=50,
+            max_iterations=_ITERATIONS,
             initial_guess="graded",
             progress=self.progress,
             bounds=Bounds(depth, aim, origin),
@@ -150,11 +165,9 @@ class Run:
         if not window.verdict.converged:
             kind = "given up"
             steps, state, error = window.prefix(origin, aim)
-        if steps:
-            grown = self.sensitivity.coarsely(window.evolution, floating, window.hierarchy[-1], steps, cost)
-            self.sensitivity.take(grown, error, _rounding(evolution, state, self.origin))
+        grown = self.sensitivity.coarsely(window.evolution, floating, window.hierarchy[-1], steps, cost) if steps else 1.0
         reports = window.reports
-        self._accept(
+        size = self._accept(
             state,
             WindowReport(
                 self.done,
@@ -169,31 +182,33 @@ class Run:
             ),
             cost,
         )
+        if steps:
+            self.sensitivity.take(grown, error * self.travelled, self.eps * size)
         return window
 
-    def _accept(self, state: TrainState, report: WindowReport, cost: Cost) -> None:
+    def _accept(self, state: TrainState, report: WindowReport, cost: Cost) -> float:
+        """Goes on from this state, and returns the norm of its parameters."""
         self.state, self.done = state, self.done + report.num_steps
         self._spend(cost)
         self.windows.append(report)
-        self.is_finite = bool(_all_finite(jax.tree.leaves(state)))
+        params, first = (_trained(self.step.params(each)) for each in (state, self.origin))
+        size, self.travelled, finite = np.asarray(_looked_at(params, first, jax.tree.leaves(state))).tolist()
+        self.is_finite = bool(finite)
         logger.info("steps %d to %d, %s: %s", report.first, self.done, report.kind, report.reason)
+        return size
 
     def _spend(self, cost: Cost) -> None:
         self.cost.by_lanes.update(cost.by_lanes)
         self.cost.work += cost.work
 
 
+def _trained(params):
+    return eqx.filter(params, eqx.is_inexact_array)
+
+
 @kernel
-def _all_finite(leaves):
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]))
-
-
-def _rounding(evolution, state: TrainState, origin: TrainState) -> float:
-    """What rounding changes the parameters by, in units of their distance from the origin."""
-    params, first = (evolution.params(*evolution.split(each)) for each in (state, origin))
-    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(params))
-    return eps * float(norm(params)) / max(_distance(params, first), 1e-300)
-
-
-def _distance(a: PyTree, b: PyTree) -> float:
-    return float(norm(jax.tree.map(jnp.subtract, a, b)))
+def _looked_at(params, first, leaves):
+    """(norm of the parameters, distance from the first ones, whether all leaves are finite)."""
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves if eqx.is_inexact_array(x)]))
+    size, travelled = norm(params), norm(jax.tree.map(jnp.subtract, params, first))
+    return jnp.stack([size, travelled, finite.astype(size.dtype)])

@@ -21,8 +21,8 @@ from ._serial import advance
 class Sensitivity:
     """The amplification of a change of the state that is carried along a run, made small again after each window.
 
-    So it turns into what training amplifies most (Benettin and others 1980, Meccanica 15, 9). `error` is that of the parameters
-    so far, in units of their distance from the origin, and `rounding` what rounding alone would make of them.
+    So it turns into what training amplifies most (Benettin and others 1980, Meccanica 15, 9). `error` is how far the parameters
+    may be from serial training's by now, and `rounding` how far rounding alone would take them.
     """
 
     direction: PyTree[Array] | None = None
@@ -31,7 +31,7 @@ class Sensitivity:
     rounding: float = 0.0
 
     def take(self, grown: float, error: float, rounding: float) -> None:
-        """A window that multiplies changes by `grown`, and ends with these errors of its own."""
+        """A window that multiplies changes by `grown` and adds these errors of its own."""
         self.growth *= grown
         self.error = self.error * grown + error
         self.rounding = self.rounding * grown + rounding

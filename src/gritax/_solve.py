@@ -85,7 +85,7 @@ def solve(
     require_tolerance(tolerance)
     if save_every is not None:
         require_whole("save_every", save_every, 1)
-    method = method if method is None or isinstance(method, Multigrid) else getattr(method, "method", method)
+    method = getattr(method, "method", method)
     if method is not None and not isinstance(method, Multigrid):
         raise ValueError(f"method must be a gritax.Multigrid, such as gritax.Multigrid(coarsening=4), not {method!r}.")
     if progress is not None and not isinstance(progress, Progress):

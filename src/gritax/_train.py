@@ -188,15 +188,16 @@ def _to_the_end(run: Run, pace: Pace, keeper: Keeper | None) -> Pace:
     while run.left and run.is_finite:
         pace = pace.advance(run)
         sensitivity = run.sensitivity
-        if not told and sensitivity.rounding > run.least_error:
+        if not told and not run.is_reproducible:
             told = True
             warnings.warn(
                 f"training amplifies a small change of its state {sensitivity.growth:.2g}-fold up to step {run.done:,}, and so "
-                f"rounding to {sensitivity.rounding:.1g} of the distance travelled, beyond the tolerance: there is no answer "
+                f"rounding to {run.rounding:.1g} of the distance travelled, beyond the tolerance: there is no answer "
                 "to reproduce that another machine would agree with. Lower the learning rate, or train for fewer steps.",
                 stacklevel=3,
             )
-        if not run.is_accurate and run.cost.depth + run.num_steps <= MOST_DEPTH * run.num_steps:
+        good = run.is_accurate and run.is_reproducible
+        if not good and run.cost.depth + run.num_steps <= MOST_DEPTH * run.num_steps:
             reason = f"training amplifies errors {sensitivity.growth:.2g}-fold, beyond the tolerance"
             run.begin_again(reason)
             pace = OneByOne(reason, TABLE)

@@ -46,13 +46,13 @@ def _verdict(run: Run) -> tuple[bool, str]:
     if not run.is_accurate:
         return False, (
             f"not converged: training amplifies errors {run.sensitivity.growth:.2g}-fold, so that the final parameters are "
-            f"known to {run.sensitivity.error:.1g} of the distance travelled only. Train serially, or at a lower learning rate"
+            f"known to {run.error:.1g} of the distance travelled only. Train serially, or at a lower learning rate"
         )
     if run.exact:
         return True, f"serial: {run.windows[-1].reason}"
     return True, (
         f"converged: {run.num_steps - serially:,} steps solved in parallel, {serially:,} taken one after the other; "
-        f"error of about {run.sensitivity.error:.1g} of the distance travelled"
+        f"error of about {run.error:.1g} of the distance travelled"
     )
 
 

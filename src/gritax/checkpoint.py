@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._cycle import Cost
+from ._hierarchy import Hierarchy, Level
 from ._pace import Pace, facts as pace_facts, from_facts as pace_from
 from ._run import Run
 from ._sensitivity import Sensitivity
@@ -134,6 +135,9 @@ class Keeper:
             "windows": [asdict(window) for window in run.windows],
             "restarts": run.restarts,
             "coarse_steps": run.coarse_steps,
+            "levels": [asdict(level) for level in run.hierarchy.levels] if run.hierarchy else [],
+            "travelled": run.travelled,
+            "is_finite": run.is_finite,
             "sensitivity": [found.growth, found.error, found.rounding],
         }
         direction = () if found.direction is None else found.direction
@@ -163,6 +167,8 @@ class Keeper:
         run.cost = Cost(Counter(dict(facts["depth_by_lanes"])), facts["work"])
         run.windows = [WindowReport(**window) for window in facts["windows"]]
         run.restarts, run.coarse_steps = facts["restarts"], facts["coarse_steps"]
+        run.hierarchy = Hierarchy(tuple(Level(**level) for level in facts["levels"])) if facts["levels"] else None
+        run.travelled, run.is_finite = facts["travelled"], facts["is_finite"]
         run.sensitivity = Sensitivity(direction, *facts["sensitivity"])
         logger.info("resumed after step %d of %d", run.done, run.num_steps)
         return pace_from(facts["pace"])
