@@ -141,11 +141,10 @@ class Attempt:
 
     def _given_up(self, spent: int, an_iteration: int) -> Verdict | None:
         """If steps are bounded: once taking them one after the other is the shorter way from here."""
-        steps = self.cycle.hierarchy[0].size
-        more = self.monitor.more_iterations * an_iteration
-        if self.bounds.depth == math.inf or (
-            spent + an_iteration <= self.bounds.depth and more < steps - self.cycle.exact_steps
-        ):
+        if self.bounds.depth == math.inf:
+            return None
+        left = self.cycle.hierarchy[0].size - self.cycle.exact_steps
+        if spent + an_iteration <= self.bounds.depth and self.monitor.more_iterations * an_iteration < left:
             return None
         return Verdict(False, f"given up after {spent:,} evaluations in sequence: to take the steps one by one is no slower")
 

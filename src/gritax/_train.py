@@ -164,7 +164,8 @@ def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: i
     """One step after the other, unless windows are to be faster on this device."""
     stretch = TABLE if getattr(run.step.batch, "tabulated", None) else _LONGEST_STRETCH
     if plan is None:
-        seconds = run.timed(min(run.num_steps, 1024))
+        count = min(run.num_steps // 4, 1024)
+        seconds = run.timed(count) if count else 0.0
         if run.left * seconds < _TOO_SHORT:
             return OneByOne(
                 f"in {run.num_steps * seconds:.2g} s, too short to measure whether windows would be faster", stretch
@@ -188,7 +189,7 @@ def _to_the_end(run: Run, pace: Pace, keeper: Keeper | None) -> Pace:
     while run.left and run.is_finite:
         pace = pace.advance(run)
         sensitivity = run.sensitivity
-        if not told and not run.is_reproducible:
+        if not told and run.is_finite and not run.is_reproducible:
             told = True
             warnings.warn(
                 f"training amplifies a small change of its state {sensitivity.growth:.2g}-fold up to step {run.done:,}, and so "
@@ -197,7 +198,7 @@ def _to_the_end(run: Run, pace: Pace, keeper: Keeper | None) -> Pace:
                 stacklevel=3,
             )
         good = run.is_accurate and run.is_reproducible
-        if not good and run.cost.depth + run.num_steps <= MOST_DEPTH * run.num_steps:
+        if run.is_finite and not good and run.cost.depth + run.num_steps <= MOST_DEPTH * run.num_steps:
             reason = f"training amplifies errors {sensitivity.growth:.2g}-fold, beyond the tolerance"
             run.begin_again(reason)
             pace = OneByOne(reason, TABLE)

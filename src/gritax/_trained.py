@@ -44,9 +44,10 @@ def _verdict(run: Run) -> tuple[bool, str]:
             f"{last.first + last.num_steps:,}. Lower the learning rate"
         )
     if not run.is_accurate:
+        known = f"known to {run.error:.1g} of the distance travelled only" if run.error < 1 else "not known at all"
         return False, (
             f"not converged: training amplifies errors {run.sensitivity.growth:.2g}-fold, so that the final parameters are "
-            f"known to {run.error:.1g} of the distance travelled only. Train serially, or at a lower learning rate"
+            f'{known}. Train one step after the other (goal="time"), or at a lower learning rate'
         )
     if run.exact:
         return True, f"serial: {run.windows[-1].reason}"

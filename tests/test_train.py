@@ -1,0 +1,263 @@
+"""Training from window to window: the serial weights in every case, and what it may take."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small_problems as small
+
+import gritax
+from gritax._pace import InWindows, OneByOne
+from gritax._sensitivity import Sensitivity
+from gritax.planning import Pilot, Speeds
+
+
+pytestmark = pytest.mark.usefixtures("mixed_dtypes")
+
+SGD, MOMENTUM, ADAM = optax.sgd(0.05), optax.sgd(0.01, momentum=0.9), optax.adam(1e-3)
+
+
+def _train(num_steps, optimizer=SGD, *, seed=0, dtype="float64", goal="depth", loss=small.loss, batch=None, **options):
+    params, batch = small.params(seed, dtype), batch or small.batches(seed, dtype)
+    trained = gritax.train(loss, optimizer, batch, params, num_steps, goal=goal, **options)
+    step = gritax.TrainStep(loss, optimizer, batch)
+    serial = gritax.solve_serial(step, step.init(params), num_steps)
+    error = small.distance(trained.params, serial.params) / small.distance(serial.params, params)
+    return trained, serial, error
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "dtype", "seed"),
+    [
+        (SGD, "float64", 0),
+        pytest.param(ADAM, "float64", 1, marks=pytest.mark.slow),
+        pytest.param(MOMENTUM, "float64", 1, marks=pytest.mark.slow),
+        (ADAM, "float32", 0),
+        pytest.param(SGD, "float32", 1, marks=pytest.mark.slow),
+    ],
+    ids=["sgd", "adam", "momentum", "adam, float32", "sgd, float32"],
+)
+def test_windows_end_with_the_serial_weights(optimizer, dtype, seed):
+    trained, serial, error = _train(1500, optimizer, dtype=dtype, seed=seed, window=600)
+    assert trained.converged
+    assert error <= (1e-6 if dtype == "float64" else 2e-5)
+    assert jax.tree.structure(trained.state) == jax.tree.structure(serial)
+    assert [each.dtype for each in jax.tree.leaves(trained.state)] == [each.dtype for each in jax.tree.leaves(serial)]
+    assert sum(window.num_steps for window in trained.windows) == 1500 and len(trained.windows) > 2
+    assert any(window.kind == "parallel" for window in trained.windows)
+    assert trained.depth < 1500
+    assert trained.depth >= sum(window.depth for window in trained.windows)
+    firsts = [window.first for window in trained.windows]
+    assert firsts == list(np.cumsum([0, *(window.num_steps for window in trained.windows)])[:-1])
+    assert trained.amplification is not None
+    assert len(trained.residuals) == trained.iterations + 1 == max(len(window.residuals) for window in trained.windows)
+
+
+def test_one_step_after_the_other_is_serial_training_bit_for_bit():
+    trained, serial, error = _train(700, ADAM, goal="time")
+    assert error == 0
+    assert all(window.kind == "serial" for window in trained.windows)
+    assert trained.depth == trained.work == trained.exact_steps == 700
+    assert trained.amplification is None
+    assert "too short to measure" in trained.reason
+    assert jax.tree.map(lambda x, y: bool(jnp.all(x == y)), trained.state, serial)
+
+
+def test_keys_statistics_and_trainable_go_along():
+    def loss(params, stats, batch, key):
+        noise = 0.1 * jax.random.normal(key, batch[1].shape, batch[1].dtype)
+        value = jnp.mean((small.network(params, batch[0]) - batch[1] - noise) ** 2)
+        return value, 0.9 * stats + 0.1 * value
+
+    key, stats, trainable = jax.random.key(3), jnp.zeros(()), {"w": True, "b": False, "v": True}
+    options = {"key": key, "has_aux": True, "trainable": trainable}
+    params, batch = small.params(), small.batches()
+    trained = gritax.train(loss, SGD, batch, params, 500, goal="depth", window=250, stats=stats, **options)
+    step = gritax.TrainStep(loss, SGD, batch, **options)
+    serial = gritax.solve_serial(step, step.init(params, stats), 500)
+    assert small.distance(trained.params, serial.params) <= 1e-6 * small.distance(serial.params, params)
+    assert abs(float(trained.state.stats - serial.stats)) < 1e-6
+    assert trained.params["b"] is params["b"] or bool(jnp.all(trained.params["b"] == params["b"]))
+
+
+def test_divergence_is_that_of_serial_training():
+    trained, serial, _ = _train(4000, optax.sgd(60.0), throw=False, loss=lambda w, b: jnp.sum(small.loss(w, b) ** 2))
+    assert not np.all(np.isfinite(np.asarray(serial.params["w"])))
+    assert not trained.converged
+    assert trained.reason.startswith("diverged: training one step after the other is not finite between steps ")
+    with pytest.raises(gritax.ConvergenceError, match="diverged") as caught:
+        _train(4000, optax.sgd(60.0), loss=lambda w, b: jnp.sum(small.loss(w, b) ** 2))
+    assert caught.value.solution.windows
+
+
+def test_a_window_that_fails_is_not_passed_on():
+    """Coarse steps so long that they blow up: windows are given up, and their steps taken otherwise."""
+    trained, _, error = _train(1200, optax.sgd(0.2), coarse=gritax.RescaledRate())
+    assert trained.converged and error <= 1e-6
+    assert any(window.kind == "given up" for window in trained.windows)
+    assert any(window.kind == "serial" for window in trained.windows)
+    assert trained.depth <= 1.5 * 1200
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.8])
+def test_at_the_limit_of_stability_the_bound_holds(rate):
+    """Full batches, at a share of the rate at which quadratics of this curvature become unstable."""
+    x, y = small.data()
+    trained, _, error = _train(600, optax.sgd(rate), batch=lambda step: (x, y))
+    assert trained.converged and error <= 1e-6
+    assert trained.depth <= 1.5 * 600
+
+
+def _amplifying(growth):
+    """Gradient descent away from a maximum: changes grow by this factor a step."""
+    return lambda w, batch: -0.5 * (growth - 1) * jnp.sum((w - batch) ** 2)
+
+
+def test_what_training_amplifies_is_measured():
+    evolution = gritax._evolution.Evolution(lambda w, start, stride: 1 + 1.01**stride * (w - 1), jnp.full(3, 2.0))
+    floating, clock = evolution.split(jnp.full(3, 2.0))
+    sensitivity, cost = Sensitivity(), gritax._cycle.Cost()
+    after = gritax._serial.advance(evolution, floating, clock, np.int32(200))[0]
+    assert sensitivity.serially(evolution, floating, clock, after, 200, cost) == pytest.approx(1.01**200, rel=1e-4)
+    coarsest = gritax._hierarchy.Level(1, 20, 10, 20)
+    assert sensitivity.coarsely(evolution, floating, coarsest, 100, cost) == pytest.approx(1.01**100, rel=1e-4)
+    assert cost.depth == 10 and cost.work == 200 + 20
+    sensitivity.take(3.0, 1e-8, 0.0)
+    sensitivity.take(5.0, 1e-9, 0.0)
+    assert sensitivity.growth == 15 and sensitivity.error == pytest.approx(5e-8 + 1e-9)
+
+
+def test_training_that_amplifies_errors_beyond_the_tolerance_is_serial_or_said():
+    """A first window in parallel, and then a rate at which a small change grows a hundredfold every hundred steps."""
+    rates = optax.piecewise_constant_schedule(1e-3, {512: 47.0})
+    loss = _amplifying(2.0)
+    batch, params = (lambda step: jnp.ones(2)), jnp.array([1.001, 0.5])
+    # Away from the maximum at 1 both grow alike: what counts is that the distance travelled does, too.
+    trained = gritax.train(loss, optax.sgd(rates), batch, params, 1024, goal="depth", window=512, throw=False)
+    step = gritax.TrainStep(loss, optax.sgd(rates), batch)
+    serial = gritax.solve_serial(step, step.init(params), 1024).params
+    error = small.distance(trained.params, serial) / small.distance(serial, params)
+    assert error <= 1e-6 or not trained.converged
+
+
+def test_chaos_is_told():
+    """Gradient descent that is the logistic map at 3.9: two-fold growth at every step or so."""
+    loss = lambda w, batch: jnp.sum(w**2 / 2 - 3.9 * (w**2 / 2 - w**3 / 3)) + 0 * jnp.sum(batch)
+    rates = optax.piecewise_constant_schedule(1e-3, {600: 1e3})
+    params = jnp.array([0.3, 0.4])
+    run = partial(gritax.train, loss, optax.sgd(rates), lambda step: jnp.ones(2), params, 900, goal="depth")
+    with pytest.warns(UserWarning, match="there is no answer to reproduce"):
+        trained = run(window=600, throw=False)
+    # Begun again one step after the other where that is still to be had, and else not converged.
+    assert trained.restarts or (not trained.converged and "training amplifies errors" in trained.reason)
+    assert trained.depth <= 1.5 * 900
+
+
+def test_a_plan_that_pays_is_followed_while_it_is_faster():
+    slowly = optax.sgd(0.002)
+    plan = gritax.plan(small.loss, slowly, small.batches(), small.params(), 1024)
+    assert "faster here" in plan.sentence and plan.sentence in str(plan)
+    slow = replace(plan, speeds=Speeds(10.0, ((64, 10.0),), 1e-5, 0.1), window=512)
+    assert slow.pays
+    trained, _, error = _train(1024, slowly, plan=slow, goal="time")
+    assert [window.kind for window in trained.windows] == ["parallel", "parallel"] and error <= 1e-6
+    fast = replace(plan, speeds=Speeds(1e-9, ((64, 1e-3),), 1e-5, 0.1))
+    serial, _, error = _train(1024, slowly, plan=fast, goal="time")
+    assert serial.exact_steps == 1024 and error == 0 and "Serial is faster here" in serial.reason
+
+
+class _Ran:
+    """A run of a hundred steps whose windows end as they are told to."""
+
+    def __init__(self, *outcomes, num_steps=10_000):
+        self.num_steps, self.left, self.cost = num_steps, num_steps, gritax._cycle.Cost()
+        self.outcomes, self.taken, self.windows = list(outcomes), [], []
+
+    def _take(self, kind, steps, depth):
+        self.left -= steps
+        self.cost.spend(1, depth, depth)
+        self.taken.append((kind, steps))
+
+    def serially(self, steps, reason):
+        self._take("serial", steps, steps)
+
+    def in_parallel(self, steps, allowed):
+        outcome = self.outcomes.pop(0)
+        if outcome == "declined":
+            self._take("declined", 0, 14)
+            return gritax._window.Declined(None, 2 * steps)
+        converged, iterations, prefix, share = outcome
+        self._take("parallel", steps if converged else prefix, min(int(share * steps), int(allowed)))
+        self.windows.append(type("Report", (), {"num_steps": prefix})())
+        verdict = gritax._convergence.Verdict(converged, "")
+        return type("Window", (), {"verdict": verdict, "reports": [type("Each", (), {"number": iterations})()]})()
+
+
+def test_windows_grow_and_shrink():
+    pace, run = (
+        InWindows(4000, window=1000),
+        _Ran((True, 4, 0, 0.3), (True, 12, 0, 0.5), (False, 3, 0, 0.4), "declined", "declined"),
+    )
+    for _ in range(5):
+        pace = pace.advance(run)
+    assert run.taken == [
+        ("parallel", 1000),
+        ("parallel", 2000),
+        ("parallel", 0),
+        ("serial", 64),
+        ("declined", 0),
+        ("serial", 128),
+        ("declined", 0),
+        ("serial", 256),
+    ]
+    assert pace.window == 250  # a quarter of the thousand that failed
+
+
+def test_what_may_be_spent_in_vain_is_bounded():
+    pace, run = InWindows(1000), _Ran(*[(False, 5, 0, 0.9)] * 100, num_steps=1000)
+    while run.left:
+        pace = pace.advance(run)
+    assert run.cost.depth <= 1.5 * 1000
+    assert isinstance(pace, OneByOne)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be a whole number of at least 1"),
+        ({"goal": "fast"}, 'goal must be "time" or "depth"'),
+        ({"plan": 3}, "plan must come from gritax.plan"),
+        ({"tolerance": 0}, "tolerance must be above 0 here"),
+        ({"tolerance": -1.0}, "tolerance must be a number"),
+        ({"window": 0}, "window must be a whole number"),
+        ({"progress": 1}, "progress must be a gritax.Progress"),
+        ({"resume": True}, "needs the directory"),
+        ({"resume": 3}, "resume must be True, False or a directory"),
+        ({"coarse": "best"}, 'coarse must be "auto"'),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        gritax.train(small.loss, SGD, small.batches(), small.params(), **{"num_steps": 10, **options})
+
+
+def test_speeds_between_those_measured():
+    speeds = Speeds(1e-6, ((10, 2e-6), (1000, 2e-4)), 1e-5, 0.1)
+    assert speeds.of(1) == pytest.approx(1e-6) and speeds.of(10) == pytest.approx(2e-6)
+    assert speeds.of(100) == pytest.approx(2e-5) and speeds.of(4000) == pytest.approx(8e-4)
+    assert speeds.gain == pytest.approx(5)
+    assert not gritax.planning.can_pay(speeds)
+
+
+def test_a_plan_counts_as_a_solve_does():
+    plan = gritax.plan(small.loss, SGD, small.batches(), small.params(), 1024, coarse=gritax.FrozenGradient(8))
+    assert isinstance(plan.pilot, Pilot) and plan.pilot.converged
+    solution = gritax.solve(plan.step, plan.state, 1024, plan, tolerance=0, max_iterations=plan.pilot.iterations)
+    assert (plan.depth, plan.hierarchy.sizes) == (solution.depth, solution.level_sizes)
+    assert plan.work == pytest.approx(solution.work, rel=0.05)
+    assert plan.seconds_on(64) <= plan.seconds
+    assert plan.serial_seconds == 1024 * plan.speeds.step
