@@ -37,6 +37,7 @@ def _methods(draw):
     return gritax.Multigrid(
         coarsening=factors,
         min_coarse=draw(st.integers(1, 4)),
+        lanes=draw(st.sampled_from([None, 1, 3])),
         cycle=draw(st.sampled_from("VF")),
         relaxation=tuple(draw(st.integers(0, 2)) for _ in factors),
         c_relaxation_weight=draw(st.sampled_from([1.0, 1.0, 0.8, 1.3])),

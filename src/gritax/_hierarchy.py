@@ -12,8 +12,8 @@ class Level:
     """Level `index` has the points `0, …, size`; one of its steps stands for `stride` training steps.
 
     Every `factor`-th point is a C-point; the others, the trailing ones among them, are F-points. `sweeps` FC sweeps
-    precede the last F-relaxation, with the weight `weight` in their C-relaxations. The coarsest level is one interval,
-    `factor == size`: it is solved step by step.
+    precede the last F-relaxation, with the weight `weight` in their C-relaxations. At most `lanes` intervals advance together.
+    The coarsest level is one interval, `factor == size`: it is solved step by step.
     """
 
     index: int
@@ -22,6 +22,7 @@ class Level:
     factor: int
     sweeps: int = 0
     weight: float = 1.0
+    lanes: int | None = None
 
     @property
     def num_intervals(self) -> int:
@@ -52,6 +53,8 @@ class Multigrid:
       with 0 are parareal.
     - `c_relaxation_weight`: $\omega$ in the C-relaxation $u_c \leftarrow \omega \Phi(u_{c-1}) + (1 - \omega) u_c$.
     - `skip_first_down`: start with the way up from the coarsest level, without relaxation or right-hand sides.
+    - `lanes`: how many intervals of a level advance together; `None` for all. On a CPU few are faster where states are larger
+      than the cache, on a GPU thousands; `gritax.plan` measures it. The weights are the same, to rounding.
 
     Raises `ValueError`, naming the argument, for a factor below 2 or not whole, and for counts that do not fit together.
 
@@ -73,6 +76,7 @@ class Multigrid:
     relaxation: int | tuple[int, ...] = 1
     c_relaxation_weight: float = 1.0
     skip_first_down: bool = False
+    lanes: int | None = None
 
     def __post_init__(self):
         for name in ("coarsening", "relaxation"):
@@ -82,8 +86,9 @@ class Multigrid:
         require_whole("coarsening", self.coarsening, 2)
         require_whole("relaxation", self.relaxation, 0)
         require_whole("min_coarse", self.min_coarse, 1)
-        if self.max_levels is not None:
-            require_whole("max_levels", self.max_levels, 1)
+        for name in ("max_levels", "lanes"):
+            if getattr(self, name) is not None:
+                require_whole(name, getattr(self, name), 1)
         if self.cycle not in ("V", "F"):
             raise ValueError(f'cycle must be "V" or "F", not {self.cycle!r}.')
         if not isinstance(self.skip_first_down, bool):
@@ -113,7 +118,7 @@ class Multigrid:
         levels, size, stride = [], int(num_steps), 1
         for index, factor in enumerate(factors):
             sweeps = self.relaxation[index] if isinstance(self.relaxation, tuple) else self.relaxation
-            levels.append(Level(index, size, stride, factor, int(sweeps), float(self.c_relaxation_weight)))
+            levels.append(Level(index, size, stride, factor, int(sweeps), float(self.c_relaxation_weight), self.lanes))
             size, stride = size // factor, stride * factor
         levels.append(Level(len(factors), size, stride, size))
         return Hierarchy(tuple(levels))

@@ -37,7 +37,10 @@ def relax_finest(level: Level, evolution: Evolution, c: Points, e: Points, sweep
     lanes = level.num_intervals + (level.tail > 0)
     starts = _starts(level, lanes)
 
-    def sweep(c):
+    def intervals(inputs, _):
+        """(arrivals, the state after the tail if the last of these intervals is that)."""
+        u, starts = inputs
+
         def step(j, carry):
             (u, clock), final = carry
             u, clock = _apply(level, evolution.advance, u, clock, starts + j)
@@ -45,11 +48,15 @@ def relax_finest(level: Level, evolution: Evolution, c: Points, e: Points, sweep
                 final = jax.tree.map(lambda f, x: jnp.where(j == level.tail - 1, x[-1], f), final, u)
             return (u, clock), final
 
-        u = evolution.natural(jax.tree.map(lambda x: x[:lanes], c))
-        start = ((u, jax.vmap(evolution.clock)(starts)), evolution.natural(jax.tree.map(lambda x: x[-1], c)))
+        start = ((u, jax.vmap(evolution.clock)(starts)), jax.tree.map(lambda x: x[-1], u))
         (u, _), final = jax.lax.fori_loop(jnp.int32(0), jnp.int32(level.factor), step, start)
-        e = evolution.stored(jax.tree.map(lambda x: x[: level.num_intervals], u))
-        return e, final
+        return evolution.stored(u), final
+
+    def sweep(c):
+        u = evolution.natural(jax.tree.map(lambda x: x[:lanes], c))
+        e, final = _together(intervals, level.lanes, ((u, starts), 0), (u, 0))
+        last = evolution.natural(jax.tree.map(lambda x: x[-1], c))
+        return jax.tree.map(lambda x: x[: level.num_intervals], e), final if level.tail else last
 
     def cycle(_, carry):
         c = _c_relax(carry[0], carry[1], level.weight)
@@ -71,16 +78,21 @@ def relax_coarse(
     starts = _starts(level, lanes)
     g = jax.tree.map(partial(_by_interval, level, lanes), g)
 
-    def sweep(c, reached):
+    def intervals(inputs, reached):
+        u, starts, g = inputs
+
         def step(j, carry):
             u, clock, reached = carry
             u, clock = _apply(level, evolution.advance_stored, u, clock, starts + j * level.stride)
             u = jax.tree.map(lambda x, y: x + jax.lax.dynamic_index_in_dim(y, j, 0, keepdims=False), u, g)
             return u, clock, jax.tree.map(lambda r, x: jax.lax.dynamic_update_index_in_dim(r, x, j, 0), reached, u)
 
-        u = jax.tree.map(lambda x: x[:lanes], c)
         clock = jax.vmap(evolution.clock)(starts + first * level.stride)
-        return jax.lax.fori_loop(first, steps, step, (u, clock, reached))[2]
+        return jax.lax.fori_loop(first, steps, step, (u, clock, reached))[2], ()
+
+    def sweep(c, reached):
+        u = jax.tree.map(lambda x: x[:lanes], c)
+        return _together(intervals, level.lanes, ((u, starts, g), (0, 0, 1)), (reached, 1))[0]
 
     def cycle(_, carry):
         c, reached = carry
@@ -93,6 +105,31 @@ def relax_coarse(
     reached = jax.tree.map(lambda x, y: jnp.zeros_like(y).at[-1, : level.num_intervals].set(x), arrived(c), g)
     c, reached = jax.lax.fori_loop(jnp.int32(0), sweeps, cycle, (c, reached))
     return c, arrivals(reached), reached
+
+
+def _together(advance, most, inputs, outputs):
+    """`(outputs, last) = advance(inputs, outputs)`, of at most `most` intervals at a time; `last` is that of the last ones.
+
+    The axes that count intervals stand beside the values. A last batch that would be shorter takes some intervals again.
+    """
+    (values, axes), (found, axis) = inputs, outputs
+    lanes = jax.tree.leaves(found)[0].shape[axis]
+    if most is None or most >= lanes:
+        return advance(values, found)
+    axes = axes if isinstance(axes, tuple) else (axes,) * len(values)
+
+    def batch(i, carry):
+        found, _ = carry
+        start = jnp.minimum(i * most, lanes - most)
+        part = lambda axis: lambda x: jax.lax.dynamic_slice_in_dim(x, start, most, axis)
+        new, last = advance(
+            tuple(jax.tree.map(part(axis), x) for x, axis in zip(values, axes, strict=True)), jax.tree.map(part(axis), found)
+        )
+        put = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, axis)
+        return jax.tree.map(put, found, new), last
+
+    last = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(advance, values, found)[1])
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(-(-lanes // most)), batch, (found, last))
 
 
 def _starts(level, lanes):

@@ -35,7 +35,8 @@ TABLE = 2**16  # steps whose order of examples is tabulated at a time
 class Run:
     """`num_steps` steps of `step` from `state`, of which the first `done` are taken; `aim` is the error asked for at the end.
 
-    Window for window, `serially` or `in_parallel`. `travelled` is the distance of the parameters from `origin`.
+    Window for window, `serially` or `in_parallel`, with so many `lanes`. `travelled` is the distance of the parameters from
+    `origin`.
     """
 
     step: TrainStep
@@ -44,6 +45,7 @@ class Run:
     tolerance: float | None
     aim: float
     progress: Progress
+    lanes: int | None = None
     done: int = 0
     cost: Cost = field(default_factory=Cost)
     windows: list[WindowReport] = field(default_factory=list)
@@ -154,6 +156,7 @@ class Run:
             initial_guess="graded",
             progress=self.progress,
             bounds=Bounds(depth, aim, origin),
+            lanes=self.lanes,
         )
         cost = window.adaptation.cost
         if isinstance(window, Declined):

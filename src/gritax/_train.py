@@ -181,6 +181,7 @@ def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: i
     if not plan.pays:
         return OneByOne(plan.sentence.removesuffix("."), stretch)
     run.take(plan.step)
+    run.lanes = plan.method.lanes
     return InWindows(min(plan.window, longest), step_seconds=plan.speeds.step)
 
 

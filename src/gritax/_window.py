@@ -1,7 +1,7 @@
 """The multigrid solve of a window: all steps of a run, or some of a longer one."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -87,13 +87,18 @@ def solve_window(
     initial_guess: InitialGuess,
     progress: Progress,
     bounds: Bounds,
+    lanes: int | None = None,
     began: float | None = None,
 ) -> Window | Declined:
-    """Attempts at the steps of `evolution` from this state, until one ends that is not to be started again."""
+    """Attempts at the steps of `evolution` from this state, until one ends that is not to be started again.
+
+    `lanes` stands for that of the method.
+    """
     began = time.perf_counter() if began is None else began
     adaptation = Adaptation(evolution, floating, clock, num_steps, may_restart=tolerance != 0)
     while True:
         chosen = adaptation.method if method is None else method
+        chosen = chosen if lanes is None else replace(chosen, lanes=lanes)
         hierarchy = chosen.hierarchy(num_steps)
         if (expected := adaptation.cost.depth + _expected(adaptation.evolution, hierarchy)) > bounds.depth:
             return Declined(adaptation, expected)

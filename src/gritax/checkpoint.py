@@ -138,6 +138,7 @@ class Keeper:
             "levels": [asdict(level) for level in run.hierarchy.levels] if run.hierarchy else [],
             "travelled": run.travelled,
             "is_finite": run.is_finite,
+            "lanes": run.lanes,
             "sensitivity": [found.growth, found.error, found.rounding],
         }
         direction = () if found.direction is None else found.direction
@@ -168,7 +169,7 @@ class Keeper:
         run.windows = [WindowReport(**window) for window in facts["windows"]]
         run.restarts, run.coarse_steps = facts["restarts"], facts["coarse_steps"]
         run.hierarchy = Hierarchy(tuple(Level(**level) for level in facts["levels"])) if facts["levels"] else None
-        run.travelled, run.is_finite = facts["travelled"], facts["is_finite"]
+        run.travelled, run.is_finite, run.lanes = facts["travelled"], facts["is_finite"], facts["lanes"]
         run.sensitivity = Sensitivity(direction, *facts["sensitivity"])
         logger.info("resumed after step %d of %d", run.done, run.num_steps)
         return pace_from(facts["pace"])

@@ -122,7 +122,7 @@ class Plan:
             ),
             ("coarse steps", self.coarse_steps),
             ("a training step", f"{_time(self.speeds.step)}; of many states at once, {lanes}"),
-            ("dispatch", _time(self.speeds.dispatch)),
+            ("lanes", f"{self.method.lanes or 'all'} at a time; dispatch {_time(self.speeds.dispatch)}"),
             (
                 "pilot",
                 f"{self.pilot.num_steps:,} steps, {self.pilot.iterations} iterations, the last by {self.pilot.factor:.2g}",

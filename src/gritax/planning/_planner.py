@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -92,6 +93,7 @@ def planned(
         initial_guess="graded",
         progress=Progress(),
         bounds=Bounds(),
+        lanes=speeds.best_lanes,
     )
     assert isinstance(solved, Window), "declined only where depth is bounded"
     phi = solved.evolution.phi
@@ -100,7 +102,7 @@ def planned(
         num_steps=num_steps,
         step=step.with_coarse(phi.coarse),
         state=state,
-        method=phi.method(window),
+        method=replace(phi.method(window), lanes=speeds.best_lanes),
         window=window,
         speeds=speeds,
         pilot=_pilot(solved, phi, speeds),

@@ -45,6 +45,13 @@ class Speeds:
         """The most training steps in the time of one."""
         return max(lanes * self.step / seconds for lanes, seconds in self.lanes)
 
+    @property
+    def best_lanes(self) -> int | None:
+        """So many states at once that more are not a fifth faster; None if that is as many as there are."""
+        rates = [lanes / seconds for lanes, seconds in ((1, self.step), *self.lanes)]
+        enough = next(i for i, rate in enumerate(rates) if 1.2 * rate >= max(rates))
+        return None if enough == len(rates) - 1 else (1, *(lanes for lanes, _ in self.lanes))[enough]
+
     def of(self, lanes: float) -> float:
         """A training step of so many states at once: between those that were measured by their power law."""
         known = np.log([(1, self.step), *self.lanes])
