@@ -28,6 +28,7 @@ logger = logging.getLogger("gritax")
 _SHARE = 0.25
 _ROUNDINGS = 100
 _ITERATIONS = 50
+_WORTH = 0.25
 TABLE = 2**16  # steps whose order of examples is tabulated at a time
 
 
@@ -102,7 +103,7 @@ class Run:
     @property
     def exact(self) -> bool:
         """Whether the state is that of serial training by construction."""
-        return all(window.kind == "serial" for window in self.windows)
+        return all(window.kind == "serial" or not window.num_steps for window in self.windows)
 
     def _evolution(self, num_steps: int, state: TrainState) -> Evolution:
         """Of the next `num_steps` steps."""
@@ -168,6 +169,8 @@ class Run:
         if not window.verdict.converged:
             kind = "given up"
             steps, state, error = window.prefix(origin, aim)
+            if steps < _WORTH * num_steps:  # fewer steps are not worth that the state is no longer serial training's own
+                steps, state = 0, self.state
         grown = self.sensitivity.coarsely(window.evolution, floating, window.hierarchy[-1], steps, cost) if steps else 1.0
         reports = window.reports
         size = self._accept(

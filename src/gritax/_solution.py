@@ -36,7 +36,7 @@ class WindowReport:
 
     - `first`, `num_steps`: which.
     - `kind`: `"parallel"`; `"serial"`, one after the other; `"given up"` for steps from the beginning of a window that did
-      not converge as a whole, 0 if none of them did.
+      not converge as a whole, 0 if fewer than a quarter of them did.
     - `iterations`, `depth`, `work`: what it took.
     - `residuals`, `relative_residuals`: as in `Solution`, of the iterates of the window.
     - `reason`: why it ended.

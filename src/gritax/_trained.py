@@ -43,8 +43,9 @@ def _verdict(run: Run) -> tuple[bool, str]:
             f"diverged: training one step after the other is not finite between steps {last.first:,} and "
             f"{last.first + last.num_steps:,}. Lower the learning rate"
         )
-    if not run.is_accurate:
-        known = f"known to {run.error:.1g} of the distance travelled only" if run.error < 1 else "not known at all"
+    if not (run.exact or (run.is_accurate and run.is_reproducible)):
+        error = max(run.error, run.rounding)
+        known = f"known to {error:.1g} of the distance travelled only" if error < 1 else "not known at all"
         return False, (
             f"not converged: training amplifies errors {run.sensitivity.growth:.2g}-fold, so that the final parameters are "
             f'{known}. Train one step after the other (goal="time"), or at a lower learning rate'
@@ -72,7 +73,7 @@ def _exact(windows: list[WindowReport]) -> int:
     """How many of the first steps are those of serial training by construction."""
     exact = 0
     for window in windows:
-        if window.kind != "serial":
+        if window.kind != "serial" and window.num_steps:
             break
         exact += window.num_steps
     return exact
