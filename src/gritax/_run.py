@@ -98,7 +98,7 @@ class Run:
     @property
     def is_reproducible(self) -> bool:
         """Whether rounding is amplified to no more than is asked for."""
-        return self.rounding <= self.least_error
+        return self.tolerance is not None or self.rounding <= self.least_error
 
     @property
     def exact(self) -> bool:

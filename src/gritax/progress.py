@@ -12,7 +12,7 @@ from ._solve import Progress
 
 
 class Lines(Progress):
-    """Shows the levels before a solve starts and one line an iteration while it runs.
+    """Shows the levels before a solve starts and one line an iteration while it runs; of `gritax.train`, each window.
 
     - `console`: where to; standard output if not given.
 
@@ -55,6 +55,10 @@ class Lines(Progress):
 
     def restart(self, reason: str) -> None:
         self.console.print(f"\nstarting again: {reason}\n")
+
+    def window(self, first: int, num_steps: int, kind: str, reason: str) -> None:
+        how = "at once" if kind == "parallel" else "one after the other"
+        self.console.print(f"steps {first:,} to {first + num_steps:,} {how}{': ' if reason else ''}{reason}")
 
     def end(self, solution: Solution) -> None:
         self.console.print()
