@@ -2,7 +2,7 @@
 
     python benchmarks/long_runs.py [overhead] [memory] [--json FILE]
 
-- `overhead`: `gritax.train` against `gritax.solve_serial`, in turns, each in a fresh process with what it compiles and measures.
+- `overhead`: `gritax.train` against `gritax.solve_serial`, in turns, each in a fresh process with all that it compiles.
 - `memory`: peak resident memory of runs by `goal="depth"`, in windows.
 """
 

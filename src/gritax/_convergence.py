@@ -83,6 +83,7 @@ class Monitor:
     moves: list[float] = field(default_factory=list)
     at_floor: bool = False
     final_error: float = math.inf
+    wanted: float = 0.0
 
     @property
     def _wider(self) -> str:
@@ -115,7 +116,7 @@ class Monitor:
         residual, tolerance, floor, name = self._measured(norms)
         self.history.append(residual)
         self.moves.append(norms.moved)
-        self.at_floor = residual <= _ROUGH_FLOOR_MARGIN * floor
+        self.wanted, self.at_floor = tolerance, residual <= _ROUGH_FLOOR_MARGIN * floor
         self.final_error = self._final_error(norms)
         if self.tolerance == 0:
             if iteration < self.max_iterations:
@@ -155,7 +156,7 @@ class Monitor:
         if len(self.history) < 4 or not 0 < self.history[-1] < math.inf:
             return 1.0
         factor = math.sqrt(self.history[-1] / self.history[-3])
-        wanted = (self.aim if self.tolerance is None else self.tolerance) / self.history[-1]
+        wanted = self.wanted / self.history[-1]
         if wanted >= 1:
             return 1.0
         return max(math.log(wanted) / math.log(factor), 1.0) if factor < 1 else math.inf

@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
 from ._adaptation import prepared
 from ._arguments import require_whole
 from ._attempt import Progress
-from ._convergence import DEFAULT_TOLERANCE, ConvergenceError, require_tolerance
+from ._convergence import DEFAULT_TOLERANCE, ConvergenceError, least_precise, require_tolerance
 from ._pace import MOST_DEPTH, InWindows, OneByOne, Pace
 from ._run import TABLE, Run
 from ._solution import Solution
@@ -33,6 +34,8 @@ _MEMORY, _COPIES, _INTERVAL = 2**31, 20, 4
 _LONGEST_STRETCH = 2**22
 # Seconds of serial training below which measuring this device would take longer than it could save.
 _TOO_SHORT = 20.0
+# What a run in lower precision may aim at, in units of its rounding.
+_ROUNDINGS = 32
 
 
 def train(
@@ -102,7 +105,8 @@ def train(
     first = step.init(params, stats)
     evolution, floating, clock = validated(prepared(step, min(int(num_steps), TABLE)), first, int(num_steps))
     state, progress = evolution.merge(floating, clock), progress or Progress()
-    run = Run(step, state, int(num_steps), tolerance, DEFAULT_TOLERANCE, progress)
+    aim = max(DEFAULT_TOLERANCE, _ROUNDINGS * float(jnp.finfo(least_precise(floating)).eps))
+    run = Run(step, state, int(num_steps), tolerance, aim, progress)
     longest = min(window or _longest(floating), int(num_steps))
     pace = keeper and keeper.resumed(run)
     if pace is None and goal == "depth":
