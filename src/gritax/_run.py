@@ -29,6 +29,7 @@ _SHARE = 0.25
 _ROUNDINGS = 100
 _ITERATIONS = 50
 _WORTH = 0.25
+_FIRST, _ENOUGH = 64, 0.1  # steps and seconds of timing
 TABLE = 2**16  # steps whose order of examples is tabulated at a time
 
 
@@ -128,12 +129,21 @@ class Run:
             cost,
         )
 
-    def timed(self, num_steps: int) -> float:
-        """Seconds of a training step: the next ones are taken one after the other, in two halves of which the second counts."""
-        for steps in (num_steps - num_steps // 2, num_steps // 2):
+    def timed(self, most: int) -> tuple[float, float]:
+        """(seconds of a training step, of its compilation), from at most `most` of the next steps, one after the other.
+
+        In stretches of growing length, the first of which compiles, until one is long enough to tell.
+        """
+        steps, taken = min(_FIRST, most // 2), list[tuple[int, float]]()
+        while steps and (len(taken) < 2 or taken[-1][1] < _ENOUGH):
             began = time.perf_counter()
-            self.serially(steps, "to measure how long they take") if steps else None
-        return (time.perf_counter() - began) / max(num_steps // 2, 1)
+            self.serially(steps, "to measure how long they take")
+            taken.append((steps, time.perf_counter() - began))
+            steps = min(4 * steps, most - self.done)
+        if len(taken) < 2:
+            return 0.0, 0.0
+        (first, with_compilation), (last, seconds) = taken[0], taken[-1]
+        return seconds / last, max(with_compilation - first * seconds / last, 0.0)
 
     def in_parallel(self, num_steps: int, depth: float) -> Window | Declined:
         """The next steps at once, in no more than `depth` evaluations in sequence.

@@ -32,8 +32,9 @@ logger = logging.getLogger("gritax")
 # C-points that a window may have, each with the copies that a solve holds.
 _MEMORY, _COPIES, _INTERVAL = 2**31, 20, 4
 _LONGEST_STRETCH = 2**22
-# Seconds of serial training below which measuring this device would take longer than it could save.
-_TOO_SHORT = 20.0
+# Serial training must take so many compilations of its step for trials of many steps at once, and for a pilot window, to be a
+# tenth of it: they compile about eight and forty programs.
+_TRIALS, _PILOT = 80, 400
 # What a run in lower precision may aim at, in units of its rounding.
 _ROUNDINGS = 32
 
@@ -168,9 +169,9 @@ def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: i
     """One step after the other, unless windows are to be faster on this device."""
     stretch = TABLE if getattr(run.step.batch, "tabulated", None) else _LONGEST_STRETCH
     if plan is None:
-        count = min(run.num_steps // 4, 1024)
-        seconds = run.timed(count) if count else 0.0
-        if run.left * seconds < _TOO_SHORT:
+        seconds, compilation = run.timed(run.num_steps // 4)
+        left = run.left * seconds
+        if left < _TRIALS * compilation:
             return OneByOne(
                 f"in {run.num_steps * seconds:.2g} s, too short to measure whether windows would be faster", stretch
             )
@@ -181,6 +182,8 @@ def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: i
                 "times as many at least",
                 stretch,
             )
+        if left < _PILOT * compilation:
+            return OneByOne(f"in {left:.2g} s, too short for a pilot window to be worth it: see gritax.plan", stretch)
         plan = planned(run.step, run.origin, run.num_steps, longest, speeds)
     if not plan.pays:
         return OneByOne(plan.sentence.removesuffix("."), stretch)
