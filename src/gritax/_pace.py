@@ -11,7 +11,7 @@ from ._window import Declined
 # Evaluations in sequence that a run may take, windows that were given up included, in units of its steps.
 MOST_DEPTH = 1.5
 _GAIN = 0.9
-_SHORTEST = 64
+_SHORTEST, _SHORTEST_WINDOW = 64, 128
 _FEW, _MANY = 6, 10
 _SECONDS = 2.0
 
@@ -42,8 +42,8 @@ class OneByOne:
 class InWindows:
     """Windows of at most `longest` steps that are to take fewer evaluations in sequence than they have steps.
 
-    A window that does not converge, or of which no gain is expected, is followed by steps one after the other, twice as many
-    every time, and by a shorter window. What this takes is bounded: 1.5 evaluations for every step of the run. With
+    A window that does not converge is followed by one a quarter as long, and one of which no gain is expected by steps one
+    after the other, twice as many every time. What this takes is bounded: 1.5 evaluations for every step of the run. With
     `step_seconds` windows must also take less time than their steps; two that do not are the last.
     """
 
@@ -68,9 +68,9 @@ class InWindows:
             self.stretch = _SHORTEST
             self.window = min(2 * steps, self.longest) if iterations <= _FEW else steps
             if iterations > _MANY:
-                self.window = max(steps // 2, _SHORTEST)
+                self.window = max(steps // 2, _SHORTEST_WINDOW)
         else:
-            self.window = max(steps // 4, _SHORTEST)
+            self.window = max(steps // 4, _SHORTEST_WINDOW)
             if run.left and run.windows[-1].num_steps < _SHORTEST:
                 self._stretch(run, "the window from here did not converge")
         if self.step_seconds is not None:

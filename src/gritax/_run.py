@@ -26,7 +26,7 @@ logger = logging.getLogger("gritax")
 
 # Shares of the tolerance are smaller than they might be, by what training usually amplifies the errors of a window.
 _SHARE = 0.25
-_ROUNDINGS = 100
+_LEAST_AIM, _ROUNDINGS = 32, 100  # what lower precision may aim at and end with, in units of the rounding of parameters
 _ITERATIONS = 50
 _WORTH = 0.25
 _FIRST, _ENOUGH = 64, 0.1  # steps and seconds of timing
@@ -60,7 +60,9 @@ class Run:
 
     def __post_init__(self):
         self.origin = self.state
-        self.eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(self.state) if eqx.is_inexact_array(x))
+        trained = jax.tree.leaves(_trained(self.step.split(self.step.params(self.state))[0]))
+        self.eps = max(float(jnp.finfo(x.dtype).eps) for x in trained)
+        self.aim = max(self.aim, _LEAST_AIM * self.eps)
         self.take(self.step)
 
     def take(self, step: TrainStep) -> None:
@@ -178,7 +180,8 @@ class Run:
         kind, steps, state, error = "parallel", num_steps, window.state, window.final_error
         if not window.verdict.converged:
             kind = "given up"
-            steps, state, error = window.prefix(origin, aim)
+            # With a tolerance of the caller's only what is exact by construction is sure to be within it.
+            steps, state, error = window.prefix(origin, aim if self.tolerance is None else 0.0)
             if steps < _WORTH * num_steps:  # fewer steps are not worth that the state is no longer serial training's own
                 steps, state = 0, self.state
         grown = self.sensitivity.coarsely(window.evolution, floating, window.hierarchy[-1], steps, cost) if steps else 1.0
@@ -208,7 +211,7 @@ class Run:
         self._spend(cost)
         self.windows.append(report)
         params, first = (_trained(self.step.params(each)) for each in (state, self.origin))
-        size, self.travelled, finite = np.asarray(_looked_at(params, first, jax.tree.leaves(state))).tolist()
+        size, self.travelled, finite = np.asarray(_looked_at(params, first, jax.tree.leaves(_trained(state)))).tolist()
         self.is_finite = bool(finite)
         logger.info("steps %d to %d, %s: %s", report.first, self.done, report.kind, report.reason)
         return size
@@ -225,6 +228,6 @@ def _trained(params):
 @kernel
 def _looked_at(params, first, leaves):
     """(norm of the parameters, distance from the first ones, whether all leaves are finite)."""
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves if eqx.is_inexact_array(x)]))
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
     size, travelled = norm(params), norm(jax.tree.map(jnp.subtract, params, first))
     return jnp.stack([size, travelled, finite.astype(size.dtype)])

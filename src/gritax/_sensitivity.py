@@ -64,9 +64,11 @@ class Sensitivity:
 def _irregular(evolution, floating):
     """A change of every leaf in proportion to its size."""
     leaves, structure = jax.tree.flatten(evolution.stored(floating))
+    whole = norm(leaves)  # where all is zero there is no size to go by
 
     def change(i, x):
         size = jnp.sqrt(jnp.mean(jnp.square(jnp.abs(x))))
+        size = jnp.where(whole > 0, size, jnp.ones_like(size))
         return size * jnp.sin(0.4 + 1.7 * i + 1.3 * jnp.arange(x.size)).astype(size.dtype).reshape(x.shape)
 
     return jax.tree.unflatten(structure, [change(i, x).astype(x.dtype) for i, x in enumerate(leaves)])
@@ -77,7 +79,8 @@ def _changed(evolution, floating, direction):
     """(the state changed by the root of its precision along the direction, the length of the change), as stored."""
     stored = evolution.stored(floating)
     eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(stored))
-    share = math.sqrt(eps) * norm(stored) / norm(direction)
+    size = norm(stored)
+    share = math.sqrt(eps) * jnp.where(size > 0, size, jnp.ones_like(size)) / norm(direction)
     changed = jax.tree.map(lambda x, d: x + share.astype(x.dtype) * d, stored, direction)
     return evolution.natural(changed), norm(jax.tree.map(jnp.subtract, changed, stored))
 

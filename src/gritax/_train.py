@@ -8,20 +8,19 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
 from ._adaptation import prepared
 from ._arguments import require_whole
 from ._attempt import Progress
-from ._convergence import DEFAULT_TOLERANCE, ConvergenceError, least_precise, require_tolerance
+from ._convergence import DEFAULT_TOLERANCE, ConvergenceError, require_tolerance
 from ._pace import MOST_DEPTH, InWindows, OneByOne, Pace
 from ._run import TABLE, Run
 from ._solution import Solution
 from ._trained import solution_of
 from ._validation import validated
-from .checkpoint import Directory, Keeper
+from .checkpoint import Directory, Keeper, digest
 from .coarse import Choice
 from .planning import LEAST_WORK, Plan, can_pay, measured, planned
 from .training import TrainStep
@@ -35,8 +34,6 @@ _LONGEST_STRETCH = 2**22
 # Serial training must take so many compilations of its step for trials of many steps at once, and for a pilot window, to be a
 # tenth of it: they compile about eight and forty programs.
 _TRIALS, _PILOT = 80, 400
-# What a run in lower precision may aim at, in units of its rounding.
-_ROUNDINGS = 32
 
 
 def train(
@@ -102,13 +99,14 @@ def train(
     """
     _require(num_steps, goal, plan, tolerance, window, progress)
     step = TrainStep(loss, optimizer, batch, coarse, key=key, has_aux=has_aux, trainable=trainable)
+    num_steps, window = int(num_steps), window and int(window)
+    tolerance = tolerance if tolerance is None else float(tolerance)
     keeper = _keeper(checkpoint, resume)
     first = step.init(params, stats)
-    evolution, floating, clock = validated(prepared(step, min(int(num_steps), TABLE)), first, int(num_steps))
+    evolution, floating, clock = validated(prepared(step, min(num_steps, TABLE)), first, num_steps)
     state, progress = evolution.merge(floating, clock), progress or Progress()
-    aim = max(DEFAULT_TOLERANCE, _ROUNDINGS * float(jnp.finfo(least_precise(floating)).eps))
-    run = Run(step, state, int(num_steps), tolerance, aim, progress)
-    longest = min(window or _longest(floating), int(num_steps))
+    run = Run(step, state, num_steps, tolerance, DEFAULT_TOLERANCE, progress)
+    longest = min(window or _longest(floating), num_steps)
     pace = keeper and keeper.resumed(run)
     if pace is None and goal == "depth":
         pace = InWindows(longest)
@@ -168,6 +166,10 @@ def _longest(floating) -> int:
 def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: int) -> Pace:
     """One step after the other, unless windows are to be faster on this device."""
     stretch = TABLE if getattr(run.step.batch, "tabulated", None) else _LONGEST_STRETCH
+    if plan is not None and (plan.num_steps != run.num_steps or digest(plan.state) != digest(run.origin)):
+        raise ValueError(
+            f"plan is for a run of {plan.num_steps:,} steps from a state of its own: make one by gritax.plan with these arguments."
+        )
     if plan is None:
         seconds, compilation = run.timed(run.num_steps // 4)
         left = run.left * seconds
@@ -187,7 +189,7 @@ def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: i
         plan = planned(run.step, run.origin, run.num_steps, longest, speeds)
     if not plan.pays:
         return OneByOne(plan.sentence.removesuffix("."), stretch)
-    run.take(plan.step)
+    run.take(run.step.with_coarse(plan.step.coarse))
     run.lanes = plan.method.lanes
     return InWindows(min(plan.window, longest), step_seconds=plan.speeds.step)
 

@@ -52,16 +52,23 @@ class Directory:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"checkpoint: {self.path} is a file; name a directory.")
+        above = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK)):
+            raise ValueError(f"checkpoint: nothing can be written to {self.path}, since {above} is no directory to write to.")
 
     def files(self) -> list[Path]:
-        """The newest first."""
-        return sorted(self.path.glob(f"steps-*{_SUFFIX}"), reverse=True)
+        """The newest first: by when they were written, since a run may begin again."""
+        return sorted(self.path.glob(f"steps-*{_SUFFIX}"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
 
     def save(self, checkpoint: Checkpoint) -> None:
         buffer = io.BytesIO()
         facts = np.frombuffer(json.dumps(checkpoint.facts).encode(), np.uint8)
-        arrays: dict[str, Any] = {f"array{i}": array for i, array in enumerate(checkpoint.arrays)}
-        np.savez(buffer, facts=facts, **arrays)
+        # Types that are not NumPy's own, such as bfloat16, as bytes.
+        arrays: dict[str, Any] = {
+            f"array{i}": x.view(f"V{x.itemsize}") for i, x in enumerate(map(np.asarray, checkpoint.arrays))
+        }
+        dtypes = np.array([str(x.dtype) for x in map(np.asarray, checkpoint.arrays)], "U")
+        np.savez(buffer, facts=facts, dtypes=dtypes, **arrays)
         content = buffer.getvalue()
         self.path.mkdir(parents=True, exist_ok=True)
         name = self.path / f"steps-{checkpoint.done:012d}{_SUFFIX}"
@@ -97,7 +104,7 @@ def _read(file: Path) -> Checkpoint | None:
         return None
     with np.load(io.BytesIO(payload), allow_pickle=False) as found:
         facts = json.loads(found["facts"].tobytes())
-        arrays = [found[f"array{i}"] for i in range(len(found.files) - 1)]
+        arrays = [found[f"array{i}"].view(jnp.dtype(name)) for i, name in enumerate(found["dtypes"].tolist())]
     return Checkpoint(int(file.stem.partition("-")[2]), facts, arrays)
 
 
@@ -166,13 +173,18 @@ class Keeper:
         direction = from_arrays(floating, found.arrays[count:]) if found.arrays[count:] else None
         run.state, run.done = state, found.done
         run.cost = Cost(Counter(dict(facts["depth_by_lanes"])), facts["work"])
-        run.windows = [WindowReport(**window) for window in facts["windows"]]
+        run.windows = [_report(window) for window in facts["windows"]]
         run.restarts, run.coarse_steps = facts["restarts"], facts["coarse_steps"]
         run.hierarchy = Hierarchy(tuple(Level(**level) for level in facts["levels"])) if facts["levels"] else None
         run.travelled, run.is_finite, run.lanes = facts["travelled"], facts["is_finite"], facts["lanes"]
         run.sensitivity = Sensitivity(direction, *facts["sensitivity"])
         logger.info("resumed after step %d of %d", run.done, run.num_steps)
         return pace_from(facts["pace"])
+
+
+def _report(facts: dict[str, Any]) -> WindowReport:
+    histories = {name: tuple(facts[name]) for name in ("residuals", "relative_residuals")}
+    return WindowReport(**{**facts, **histories})
 
 
 def to_arrays(tree: PyTree) -> list[np.ndarray]:

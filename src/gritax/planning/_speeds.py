@@ -81,9 +81,10 @@ def measured(evolution: Evolution, floating: Any, clock: Any, num_steps: int, *,
     most = max(min(num_steps // _FACTOR, _MOST_LANES, _MEMORY // (4 * size)), 1)
     lanes = min(_LANES, most)
     while True:
-        found.append((lanes, _batched(evolution, floating, lanes)))
+        found.append((lanes, _batched(evolution, floating, lanes, taken / count)))
         gains = [each / seconds for each, seconds in found]
-        if lanes == most or (len(found) > 1 and gains[-1] < _BETTER * gains[-2]):
+        worth = gains[-2] if len(found) > 1 else count / taken
+        if lanes == most or gains[-1] < _BETTER * worth:
             break
         if enough is not None and (gains[-1] * taken / count >= enough or _hopeless(found, most, enough * count / taken)):
             break
@@ -100,13 +101,14 @@ def _hopeless(found, most, enough) -> bool:
     return (more / fast) * (most / more) ** rate < enough
 
 
-def _batched(evolution: Evolution, floating: Any, lanes: int) -> float:
-    # Intervals so long that the call does not count.
-    level = Level(0, lanes * _LONG, 1, _LONG)
+def _batched(evolution: Evolution, floating: Any, lanes: int, step: float) -> float:
+    # Intervals so long that the call does not count, where that does not take long.
+    long = min(max(int(_ENOUGH / (lanes * step)), 1), _LONG)
+    level = Level(0, lanes * long, 1, long)
     c = everywhere(lanes + 1, evolution.stored(floating))
     run = lambda: relax_finest(level, evolution, c, arrived(c), np.int32(1))
     jax.block_until_ready(run())
-    return _seconds(run) / _LONG
+    return _seconds(run) / long
 
 
 @dataclass(frozen=True)

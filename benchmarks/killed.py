@@ -1,0 +1,130 @@
+"""Training that is killed at random moments and taken up again: does it end with the weights of an uninterrupted run?
+
+    python benchmarks/killed.py [--times 20] [--steps 500000] [--seed 1] [--json FILE]
+
+Digits with Adam by `goal="time"`, in a process that gets SIGKILL at a moment drawn over the whole duration, start and
+compilation included, and then in others with the same directory of checkpoints until one of them finishes; runs follow until
+there were so many kills, half of them in training steps. What a process has reached is what it printed as each stretch of
+steps began. A row is a process:
+
+- `killed_after`: seconds; None where it finished. `begun_at`: the step from which it took the run up.
+- `last`: (first step, steps) of the stretch that it was in. `checkpoint`: the steps that were kept.
+- `lost_stretches`: those that were begun and not kept, without the ones that measure the device, which are kept with the next.
+- `lost_seconds` of training: since the newest checkpoint, or since the first stretch began.
+- `unfinished`: files that were being written.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from _measuring import load
+from _rows import write
+
+import gritax
+from gritax.checkpoint import Directory, digest
+
+
+class Told(gritax.Progress):
+    def window(self, first, num_steps, kind, reason):
+        print(json.dumps([first, num_steps, reason.startswith("to measure"), time.time()]), flush=True)
+
+
+def train(directory, steps):
+    problem = gritax.problems.digits()
+    step, params = problem.step, problem.state.params
+    solution = gritax.train(step.loss, step.optimizer, step.batch, params, steps, resume=directory, progress=Told())
+    print(json.dumps({"weights": digest(solution.params), "depth": solution.depth}), flush=True)
+
+
+def process(directory, steps, seconds=None):
+    """(the stretches that a process began, what it says at its end) if it is killed after so many seconds."""
+    command = [sys.executable, __file__, "--child", directory, "--steps", str(steps)]
+    with tempfile.TemporaryFile("w+") as output:
+        child = subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=output)
+        try:
+            if child.wait(seconds):
+                raise RuntimeError(f"a process with the checkpoints in {directory} failed with {child.returncode}")
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        output.seek(0)
+        lines = [json.loads(line) for line in output if line.endswith("\n")]
+    finished = lines.pop() if lines and isinstance(lines[-1], dict) else None
+    return lines, finished
+
+
+def row(run, directory, steps, seconds):
+    stretches, finished = process(directory, steps, seconds)
+    now, checkpoints = time.time(), Directory(directory)
+    newest = checkpoints.latest()
+    done, saved = (newest.done, checkpoints.files()[0].stat().st_mtime) if newest else (0, 0.0)
+    since = max(saved, stretches[0][-1]) if stretches else now
+    return {
+        "run": run,
+        "killed_after": None if finished else round(seconds, 2),
+        "begun_at": stretches[0][0] if stretches else None,
+        "last": stretches[-1][:2] if stretches else None,
+        "checkpoint": done,
+        "lost_stretches": sum(first >= done and not measures for first, _, measures, _ in stretches),
+        "lost_seconds": None if finished else round(now - since, 2),
+        "unfinished": sum(1 for _ in Path(directory).glob("*.unfinished")),
+        "finished": finished,
+        "load": load(),
+    }
+
+
+def right(rows, wanted):
+    """Whether every process went on from the checkpoint before it, lost one stretch at most, and ended with these weights."""
+    kept = {}
+    for each in rows:
+        if each["begun_at"] not in (None, kept.get(each["run"], 0)) or each["lost_stretches"] > 1:
+            return False
+        if each["checkpoint"] < kept.get(each["run"], 0) or each["finished"] not in (None, wanted):
+            return False
+        kept[each["run"]] = each["checkpoint"]
+    return True
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=500_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", metavar="FILE", help="written after every process")
+    parser.add_argument("--child", metavar="DIRECTORY", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        return train(arguments.child, arguments.steps)
+    rng, rows, killed, inside, run = np.random.default_rng(arguments.seed), [], [], [], 0
+    enough = lambda: len(killed) >= arguments.times and 2 * len(inside) >= arguments.times
+    with tempfile.TemporaryDirectory() as directory:
+        began = time.perf_counter()
+        _, wanted = process(f"{directory}/uninterrupted", arguments.steps)
+        duration = time.perf_counter() - began
+        while not enough():
+            finished, run = None, run + 1
+            while not finished:
+                moment = None if enough() else rng.uniform(0, duration)
+                rows.append(row(run, f"{directory}/{run}", arguments.steps, moment))
+                finished = rows[-1]["finished"]
+                killed += [rows[-1]] * (not finished)
+                inside = [each for each in killed if each["last"]]
+                if arguments.json:
+                    write(arguments.json, [{"uninterrupted": wanted, "seconds": round(duration, 2)}, *rows])
+    lost, verdict = [each["lost_seconds"] for each in inside], "as they should" if right(rows, wanted) else "NOT as they should"
+    print(
+        f"{len(killed)} kills, {len(inside)} of them in training steps, in {run} runs of {duration:.0f} s: resumed and ended "
+        f"{verdict}, with the same weights bit for bit; lost {np.median(lost):.1f} s in the median, {max(lost):.1f} s at most"
+    )
+    sys.exit(verdict != "as they should")
+
+
+if __name__ == "__main__":
+    main()
