@@ -168,7 +168,7 @@ def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: i
     stretch = TABLE if getattr(run.step.batch, "tabulated", None) else _LONGEST_STRETCH
     if plan is not None and (plan.num_steps != run.num_steps or digest(plan.state) != digest(run.origin)):
         raise ValueError(
-            f"plan is for a run of {plan.num_steps:,} steps from a state of its own: make one by gritax.plan with these arguments."
+            f"plan is for a run of {plan.num_steps:,} steps from its own state: make one by gritax.plan with these arguments."
         )
     if plan is None:
         seconds, compilation = run.timed(run.num_steps // 4)
