@@ -69,7 +69,7 @@ def _irregular(evolution, floating):
     def change(i, x):
         size = jnp.sqrt(jnp.mean(jnp.square(jnp.abs(x))))
         size = jnp.where(whole > 0, size, jnp.ones_like(size))
-        return size * jnp.sin(0.4 + 1.7 * i + 1.3 * jnp.arange(x.size)).astype(size.dtype).reshape(x.shape)
+        return size * jnp.sin(0.4 + 1.7 * i + 1.3 * jnp.arange(x.size, dtype=size.dtype)).reshape(x.shape)
 
     return jax.tree.unflatten(structure, [change(i, x).astype(x.dtype) for i, x in enumerate(leaves)])
 

@@ -112,6 +112,10 @@ def train(
         pace = InWindows(longest)
     elif pace is None:
         pace = _fastest(run, plan, evolution, floating, clock, longest)
+        if keeper and run.done:
+            keeper.save(run, pace)
+    elif plan is not None and isinstance(pace, InWindows) and pace.step_seconds is not None:
+        run.take(run.step.with_coarse(plan.step.coarse))
     try:
         pace = _to_the_end(run, pace, keeper)
     except KeyboardInterrupt:

@@ -57,8 +57,8 @@ class Directory:
             raise ValueError(f"checkpoint: nothing can be written to {self.path}, since {above} is no directory to write to.")
 
     def files(self) -> list[Path]:
-        """The newest first: by when they were written, since a run may begin again."""
-        return sorted(self.path.glob(f"steps-*{_SUFFIX}"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+        """The newest first."""
+        return sorted(self.path.glob(f"steps-*{_SUFFIX}"), reverse=True)
 
     def save(self, checkpoint: Checkpoint) -> None:
         buffer = io.BytesIO()
@@ -79,7 +79,10 @@ class Directory:
             os.fsync(file.fileno())
         unfinished.replace(name)
         _sync(self.path)
-        for old in self.files()[_KEPT:]:
+        # Files of more steps are of before the run began again.
+        files = self.files()
+        at = files.index(name)
+        for old in files[:at] + files[at + _KEPT :]:
             old.unlink(missing_ok=True)
 
     def latest(self) -> Checkpoint | None:
