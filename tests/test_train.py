@@ -103,7 +103,7 @@ def test_a_window_that_fails_is_not_passed_on():
     assert trained.depth <= 1.5 * 1200
 
 
-@pytest.mark.parametrize("rate", [0.3])
+@pytest.mark.parametrize("rate", [0.3, 0.5])
 def test_at_the_limit_of_stability_the_bound_holds(rate):
     """Full batches, at a share of the rate at which quadratics of this curvature become unstable."""
     x, y = small.data()

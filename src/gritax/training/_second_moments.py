@@ -36,8 +36,11 @@ def _stay(optimizer, like, trials) -> tuple[tuple[bool, ...], bool]:
 
     def irregular(phase, trial):
         """Numbers of both signs that repeat nowhere: far less to compile than those of a generator."""
+        trial = jnp.asarray(trial, phase.dtype)
         turns = phase + 2.3 * trial + 0.9 * trial**2
-        leaf = lambda i, like: jnp.sin(turns + 1.7 * i + 1.3 * jnp.arange(like.size)).astype(like.dtype).reshape(like.shape)
+        leaf = lambda i, like: (
+            jnp.sin(turns + 1.7 * i + 1.3 * jnp.arange(like.size, dtype=phase.dtype)).astype(like.dtype).reshape(like.shape)
+        )
         return jax.tree.unflatten(structure, [leaf(i, like) for i, like in enumerate(shapes)])
 
     def signed(sign, tree):
