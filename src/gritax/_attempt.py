@@ -149,7 +149,7 @@ class Attempt:
         return Verdict(False, f"given up after {spent:,} evaluations in sequence: to take the steps one by one is no slower")
 
     def _explained(self, verdict: Verdict, u0: PyTree[Array], clock: PyTree[Array]) -> Verdict:
-        if verdict.restart or not (verdict.undiagnosed or self.discontinuous):
+        if not verdict.undiagnosed or verdict.restart:
             return verdict
         if self.discontinuous:
             return verdict.because(_DISCONTINUOUS[0].upper() + _DISCONTINUOUS[1:])

@@ -13,7 +13,7 @@ MOST_DEPTH = 1.5
 _GAIN = 0.9
 _SHORTEST, _SHORTEST_WINDOW = 64, 128
 _FEW, _MANY = 6, 10
-_SECONDS = 2.0
+_SECONDS, _MOST_GROWTH = 2.0, 8
 
 
 class Pace(Protocol):
@@ -31,10 +31,10 @@ class OneByOne:
     stretch: int = _SHORTEST
 
     def advance(self, run: Run) -> Pace:
-        began, steps = time.perf_counter(), min(self.stretch, run.left)
-        run.serially(steps, self.reason)
-        if time.perf_counter() - began < _SECONDS:
-            self.stretch = min(8 * self.stretch, self.longest)
+        began = time.perf_counter()
+        run.serially(min(self.stretch, run.left), self.reason)
+        growth = min(_SECONDS / (time.perf_counter() - began), _MOST_GROWTH)
+        self.stretch = min(max(int(growth * self.stretch), 1), self.longest)
         return self
 
 

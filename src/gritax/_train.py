@@ -137,6 +137,8 @@ def _require(num_steps, goal, plan, tolerance, window, progress) -> None:
         raise ValueError(f"num_steps must be below 2^31, since steps are counted in int32; {num_steps} is not.")
     if goal not in ("time", "depth"):
         raise ValueError(f'goal must be "time" or "depth", not {goal!r}.')
+    if plan is not None and goal == "depth":
+        raise ValueError('plan says what is faster on this device; goal="depth" is not about that. Leave one of them out.')
     if plan is not None and not isinstance(plan, Plan):
         raise ValueError(f"plan must come from gritax.plan, not be {plan!r}.")
     require_tolerance(tolerance)

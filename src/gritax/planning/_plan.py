@@ -109,7 +109,7 @@ class Plan:
         )
         gains = {devices: self.serial_seconds / self.seconds_on(devices) for devices in DEVICES}
         worth = [
-            f"on {devices} such devices it would be {gain:.2g} times faster" for devices, gain in gains.items() if gain > 1
+            f"on {devices:,} such devices it would be {gain:.2g} times faster" for devices, gain in gains.items() if gain > 1
         ]
         return f"{here}; {worth[0]}." if worth else f"{here}, and on {DEVICES[-1]:,} such devices it would be no faster."
 

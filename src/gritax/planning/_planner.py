@@ -54,10 +54,10 @@ def plan(
 ) -> Plan:
     """Measures the device at hand and a pilot window, and predicts what the run would take: a `Plan`, which says what to do.
 
-    The arguments are those of `gritax.train`. It takes seconds, most of them for compilation: the serial training step and many
-    at once are timed, coarse steps are chosen for the curvature at the start and for these times, and 512 steps are solved
-    with them. Predictions go by the pilot's iterations and seconds, and by the curvature along two seconds of serial
-    training: where that falls later on, a solve will take less.
+    The arguments are those of `gritax.train`. Most of what it takes is compilation: the serial training step and many at once
+    are timed, coarse steps are chosen for the curvature along two seconds of serial training and for these times, and 512 steps
+    are solved with them. Predictions go by the pilot's iterations and seconds, and by that curvature: where it falls later
+    on, a solve will take less.
 
     Raises `ValueError` as `gritax.train` does.
 
