@@ -151,10 +151,11 @@ def test_a_damaged_checkpoint_is_found_out_and_the_one_before_is_used(damage, wh
 def test_unfinished_files_of_a_killed_process_do_no_harm(tmp_path):
     directory = _saved(tmp_path)
     directory.path.mkdir()
-    (directory.path / "steps-000000000030.4711.unfinished").write_bytes(b"gritax che")
+    (directory.path / "steps-000000000030.unfinished").write_bytes(b"gritax che")
     Keeper(directory, resume=False)
     assert directory.latest() is None
     _assert_is(_saved(tmp_path, 10, 20).latest(), 20)
+    assert len(list(directory.path.iterdir())) == 2
 
 
 def test_random_keys_and_every_dtype_survive(tmp_path):
@@ -180,8 +181,9 @@ def test_a_run_is_not_resumed_as_another_nor_from_nowhere(tmp_path):
         _assert_same(_training()(resume=str(directory)), whole)
         assert Directory(directory).latest().done == 8000
 
-    def call(optimizer=sgd, params=params, **arguments):
-        gritax.train(small.loss, optimizer, small.batches(), params, **{"num_steps": 8000, "resume": run, **arguments})
+    def call(optimizer=sgd, params=params, batch=None, **arguments):
+        batch = batch or small.batches()
+        gritax.train(small.loss, optimizer, batch, params, **{"num_steps": 8000, "resume": run, **arguments})
 
     for arguments, message in (
         ({"params": small.params(1)}, "began with other params than these"),
@@ -190,6 +192,11 @@ def test_a_run_is_not_resumed_as_another_nor_from_nowhere(tmp_path):
         ({"params": narrow}, r"other shapes or dtypes.*\(3, 8\).*\(3, 4\)"),
         ({"params": small.params(dtype="float32")}, "other shapes or dtypes.*float64.*float32"),
         ({"optimizer": optax.adam(0.01)}, "other shapes or dtypes"),
+        ({"optimizer": optax.sgd(0.011)}, "a first update of length 0.* not 0"),
+        ({"batch": small.batches(1)}, "a loss at step 0 of"),
+        ({"goal": "depth"}, "has goal time, not depth"),
+        ({"window": 100}, "has window None, not 100"),
+        ({"coarse": gritax.FrozenGradient(8)}, r"has coarse auto, not FrozenGradient\(refresh=8"),
         ({"resume": False, "checkpoint": run}, "has checkpoints already .*8000.* go on with resume=True"),
         ({"resume": True}, "resume=True needs the directory"),
         ({"checkpoint": "elsewhere"}, "but resume is .*: name one directory"),

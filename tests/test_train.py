@@ -1,5 +1,6 @@
 """Training from window to window: the serial weights in every case, and what it may take."""
 
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -12,8 +13,11 @@ import pytest
 import small_problems as small
 
 import gritax
+from gritax._attempt import Bounds
 from gritax._pace import InWindows, OneByOne
 from gritax._sensitivity import Sensitivity
+from gritax._validation import validated
+from gritax._window import solve_window
 from gritax.planning import Pilot, Speeds
 
 
@@ -159,7 +163,13 @@ def test_chaos_is_told():
     assert trained.depth <= 1.5 * 900
 
 
-def test_a_plan_that_pays_is_followed_while_it_is_faster():
+class Interrupting(gritax.Progress):
+    def window(self, first, num_steps, kind, reason):
+        if first:
+            raise KeyboardInterrupt
+
+
+def test_a_plan_that_pays_is_followed_while_it_is_faster(tmp_path):
     slowly = optax.sgd(0.002)
     plan = gritax.plan(small.loss, slowly, small.batches(), small.params(), 1024)
     assert "faster here" in plan.sentence and plan.sentence in str(plan)
@@ -167,6 +177,11 @@ def test_a_plan_that_pays_is_followed_while_it_is_faster():
     assert slow.pays
     trained, _, error = _train(1024, slowly, plan=slow, goal="time")
     assert [window.kind for window in trained.windows] == ["parallel", "parallel"] and error <= 1e-6
+    with pytest.raises(KeyboardInterrupt):
+        _train(1024, slowly, plan=slow, goal="time", checkpoint=tmp_path, progress=Interrupting())
+    again, _, _ = _train(1024, slowly, goal="time", resume=tmp_path)  # the plan is kept
+    assert [window.kind for window in again.windows] == ["parallel", "parallel"]
+    assert jax.tree.all(jax.tree.map(lambda x, y: bool(jnp.all(x == y)), again.state, trained.state))
     fast = replace(plan, speeds=Speeds(1e-9, ((64, 1e-3),), 1e-5, 0.1))
     serial, _, error = _train(1024, slowly, plan=fast, goal="time")
     assert serial.exact_steps == 1024 and error == 0 and "Serial is faster here" in serial.reason
@@ -187,7 +202,7 @@ class _Ran:
     def serially(self, steps, reason):
         self._take("serial", steps, steps)
 
-    def in_parallel(self, steps, allowed):
+    def in_parallel(self, steps, allowed, step_seconds):
         outcome = self.outcomes.pop(0)
         if outcome == "declined":
             self._take("declined", 0, 14)
@@ -197,6 +212,41 @@ class _Ran:
         self.windows.append(type("Report", (), {"num_steps": prefix})())
         verdict = gritax._convergence.Verdict(converged, "")
         return type("Window", (), {"verdict": verdict, "reports": [type("Each", (), {"number": iterations})()]})()
+
+
+def test_a_window_that_takes_longer_than_its_steps_is_given_up():
+    def solve(step_seconds):
+        evolution, floating, clock = validated(lambda u, start, stride: u / (1 + 0.01 * stride), 1.0, 1000)
+        return solve_window(
+            evolution,
+            floating,
+            clock,
+            1000,
+            gritax.Multigrid(),
+            tolerance=1e-12,
+            max_iterations=20,
+            initial_guess="graded",
+            progress=gritax.Progress(),
+            bounds=Bounds(depth=10**6, step_seconds=step_seconds),
+        )
+
+    found = solve(1e-9)
+    assert not found.verdict.converged and re.match(r"given up after .* s: ", found.verdict.sentence)
+    assert len(found.reports) < len(solve(10.0).reports)
+
+
+def test_a_run_that_begins_again_sees_the_same_examples(monkeypatch):
+    monkeypatch.setattr(gritax._run, "TABLE", 64)
+    step = gritax.TrainStep(small.loss, SGD, small.batches())
+    first = step.init(small.params())
+    run = gritax._run.Run(step, first, 200, None, 1e-6, gritax.Progress())
+    for reason in ("", "again"):
+        run.serially(150, reason)
+        run.serially(50, reason)
+        found = run.state
+        run.begin_again("")
+    wanted = gritax.solve_serial(step, first, 200)
+    assert jax.tree.all(jax.tree.map(lambda x, y: bool(jnp.all(x == y)), found, wanted))
 
 
 def test_windows_grow_and_shrink():
@@ -230,6 +280,7 @@ def test_what_may_be_spent_in_vain_is_bounded():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"num_steps": 2**31}, "num_steps must be below 2\\^31"),
         ({"num_steps": 0}, "num_steps must be a whole number of at least 1"),
         ({"goal": "fast"}, 'goal must be "time" or "depth"'),
         ({"plan": 3}, "plan must come from gritax.plan"),

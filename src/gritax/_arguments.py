@@ -15,6 +15,13 @@ def require_whole(name: str, value, least: int) -> None:
             raise ValueError(f"{name} must be a whole number of at least {least}, not {each!r}.")
 
 
+def require_steps(num_steps) -> None:
+    """Raises ValueError unless there are steps, and no more than can be counted."""
+    require_whole("num_steps", num_steps, 1)
+    if num_steps >= 2**31:
+        raise ValueError(f"num_steps must be below 2^31, since steps are counted in int32; {num_steps} is not.")
+
+
 def require_key(key, otherwise: str = "") -> None:
     """Raises ValueError unless `key` is None or one JAX random key; `otherwise` ends the sentence that says what to pass."""
     if key is None:

@@ -56,11 +56,13 @@ class Bounds:
 
     - `depth`: evaluations in sequence that it may take; beyond them, and where it is not to end before as many steps taken one
       after the other, it is given up.
+    - `step_seconds`: the same in time, for steps that take so long one after the other.
     - `aim`: of relative residuals, without a tolerance of the caller's.
     - `origin`: the state from which distances are measured, if it is not the first of the window.
     """
 
     depth: float = math.inf
+    step_seconds: float = math.inf
     aim: float = DEFAULT_TOLERANCE
     origin: PyTree[Array] | None = None
 
@@ -143,10 +145,18 @@ class Attempt:
         """If steps are bounded: once taking them one after the other is the shorter way from here."""
         if self.bounds.depth == math.inf:
             return None
-        left = self.cycle.hierarchy[0].size - self.cycle.exact_steps
-        if spent + an_iteration <= self.bounds.depth and self.monitor.more_iterations * an_iteration < left:
-            return None
-        return Verdict(False, f"given up after {spent:,} evaluations in sequence: to take the steps one by one is no slower")
+        steps, step_seconds = self.cycle.hierarchy[0].size, self.bounds.step_seconds
+        left = steps - self.cycle.exact_steps
+        budgets: list[tuple[str, float, float, float, float]] = [
+            (f"{spent:,} evaluations in sequence", spent, an_iteration, self.bounds.depth, left)
+        ]
+        if len(seconds := [each.seconds for each in self.reports[2:]]) > 1:  # the first iterations compile
+            taken, last = seconds[-1] - seconds[0], seconds[-1] - seconds[-2]
+            budgets.append((f"{seconds[-1]:.2g} s", taken, last, steps * step_seconds, left * step_seconds))
+        for told, taken, last, allowed, otherwise in budgets:
+            if taken + last > allowed or self.monitor.more_iterations * last >= otherwise:
+                return Verdict(False, f"given up after {told}: to take the steps one by one is no slower")
+        return None
 
     def _explained(self, verdict: Verdict, u0: PyTree[Array], clock: PyTree[Array]) -> Verdict:
         if not verdict.undiagnosed or verdict.restart:

@@ -1,5 +1,6 @@
 """How a run goes on: how long its windows are, and which steps are taken one after the other."""
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -44,13 +45,15 @@ class InWindows:
 
     A window that does not converge is followed by one a quarter as long, and one of which no gain is expected by steps one
     after the other, twice as many every time. What this takes is bounded: 1.5 evaluations for every step of the run. With
-    `step_seconds` windows must also take less time than their steps; two that do not are the last.
+    `step_seconds` windows must also take less time than their steps; two that do not are the last. `coarse` names the
+    propagator that a plan has chosen for `"auto"`.
     """
 
     longest: int
     window: int = 0
     stretch: int = _SHORTEST
-    step_seconds: float | None = None
+    step_seconds: float = math.inf
+    coarse: str = ""
     slower: int = 0
 
     def advance(self, run: Run) -> Pace:
@@ -59,7 +62,7 @@ class InWindows:
         allowed = min(_GAIN * steps, spare)
         if allowed < _SHORTEST:
             return OneByOne("too few steps are left for windows, or too little to spare for one that fails", TABLE)
-        found = run.in_parallel(steps, allowed)
+        found = run.in_parallel(steps, allowed, self.step_seconds)
         if isinstance(found, Declined):
             self._stretch(run, f"at the curvature here {steps:,} steps at once would take {found.expected:,} in sequence")
             return self
@@ -73,11 +76,8 @@ class InWindows:
             self.window = max(steps // 4, _SHORTEST_WINDOW)
             if run.left and run.windows[-1].num_steps < _SHORTEST:
                 self._stretch(run, "the window from here did not converge")
-        if self.step_seconds is not None:
-            self.slower = self.slower + 1 if time.perf_counter() - began > steps * self.step_seconds else 0
-            if self.slower == 2:
-                return OneByOne("windows took longer than their steps", TABLE)
-        return self
+        self.slower = self.slower + 1 if time.perf_counter() - began > steps * self.step_seconds else 0
+        return OneByOne("windows took longer than their steps", TABLE) if self.slower == 2 else self
 
     def _stretch(self, run: Run, reason: str) -> None:
         run.serially(min(self.stretch, run.left), reason)

@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,6 +20,7 @@ from ._sensitivity import Sensitivity
 from ._serial import advance
 from ._solution import WindowReport
 from ._window import Declined, Window, solve_window
+from .coarse import CoarseStep
 from .training import TrainState, TrainStep
 
 
@@ -38,7 +40,8 @@ class Run:
     """`num_steps` steps of `step` from `state`, of which the first `done` are taken; `aim` is the error asked for at the end.
 
     Window for window, `serially` or `in_parallel`, with so many `lanes`. `travelled` is the distance of the parameters from
-    `origin`.
+    `origin`, once a window has been solved in parallel; `asked` what a run that is taken up again must have been asked for as
+    well; `tabulated` the step with the order of the first examples written down, where that has been done.
     """
 
     step: TrainStep
@@ -47,6 +50,8 @@ class Run:
     tolerance: float | None
     aim: float
     progress: Progress
+    asked: dict[str, Any] = field(default_factory=dict)
+    tabulated: TrainStep | None = None
     lanes: int | None = None
     done: int = 0
     cost: Cost = field(default_factory=Cost)
@@ -63,11 +68,12 @@ class Run:
         trained = jax.tree.leaves(_trained(self.step.split(self.step.params(self.state))[0]))
         self.eps = max(float(jnp.finfo(x.dtype).eps) for x in trained)
         self.aim = max(self.aim, _LEAST_AIM * self.eps)
-        self.take(self.step)
+        self._from, self._until = 0, min(self.num_steps, TABLE)
+        self._tabulated = self.tabulated or self.step.prepared(self._until)
 
-    def take(self, step: TrainStep) -> None:
-        """Goes on with this step, which has other coarse steps."""
-        self.step, self._tabulated, self._from, self._until = step, step, 0, 0
+    def take(self, coarse: CoarseStep) -> None:
+        """Goes on with this coarse propagator."""
+        self.step, self._tabulated = self.step.with_coarse(coarse), self._tabulated.with_coarse(coarse)
 
     def begin_again(self, reason: str) -> None:
         """From the first step; what it took stays counted."""
@@ -101,7 +107,9 @@ class Run:
     @property
     def is_reproducible(self) -> bool:
         """Whether rounding is amplified to no more than is asked for."""
-        return self.tolerance is not None or self.rounding <= self.least_error
+        if self.tolerance is not None:
+            return self.sensitivity.rounding <= self.tolerance
+        return self.rounding <= self.least_error
 
     @property
     def exact(self) -> bool:
@@ -110,7 +118,7 @@ class Run:
 
     def _evolution(self, num_steps: int, state: TrainState) -> Evolution:
         """Of the next `num_steps` steps."""
-        if self.done + num_steps > self._until:
+        if not self._from <= self.done <= self.done + num_steps <= self._until:
             table = max(min(TABLE, self.num_steps), num_steps)
             self._tabulated, self._from = self.step.after(self.done).prepared(table), self.done
             self._until = self.done + table
@@ -147,8 +155,8 @@ class Run:
         (first, with_compilation), (last, seconds) = taken[0], taken[-1]
         return seconds / last, max(with_compilation - first * seconds / last, 0.0)
 
-    def in_parallel(self, num_steps: int, depth: float) -> Window | Declined:
-        """The next steps at once, in no more than `depth` evaluations in sequence.
+    def in_parallel(self, num_steps: int, depth: float, step_seconds: float) -> Window | Declined:
+        """The next steps at once, in no more than `depth` evaluations in sequence, nor longer than at `step_seconds` each.
 
         Of a window that is given up, those steps from its beginning on that have converged are kept.
         """
@@ -168,7 +176,7 @@ class Run:
             max_iterations=_ITERATIONS,
             initial_guess="graded",
             progress=self.progress,
-            bounds=Bounds(depth, aim, origin),
+            bounds=Bounds(depth, step_seconds, aim, origin),
             lanes=self.lanes,
         )
         cost = window.adaptation.cost
@@ -206,13 +214,14 @@ class Run:
         return window
 
     def _accept(self, state: TrainState, report: WindowReport, cost: Cost) -> float:
-        """Goes on from this state, and returns the norm of its parameters."""
+        """Goes on from this state, and returns the norm of its parameters, if it is not exact."""
         self.state, self.done = state, self.done + report.num_steps
         self._spend(cost)
         self.windows.append(report)
-        params, first = (_trained(self.step.params(each)) for each in (state, self.origin))
-        size, self.travelled, finite = np.asarray(_looked_at(params, first, jax.tree.leaves(_trained(state)))).tolist()
-        self.is_finite = bool(finite)
+        self.is_finite, size = bool(_all_finite(jax.tree.leaves(_trained(state)))), 0.0
+        if not self.exact:
+            params, first = (_trained(self.step.params(each)) for each in (state, self.origin))
+            size, self.travelled = np.asarray(_lengths(params, first)).tolist()
         logger.info("steps %d to %d, %s: %s", report.first, self.done, report.kind, report.reason)
         return size
 
@@ -226,8 +235,11 @@ def _trained(params):
 
 
 @kernel
-def _looked_at(params, first, leaves):
-    """(norm of the parameters, distance from the first ones, whether all leaves are finite)."""
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
-    size, travelled = norm(params), norm(jax.tree.map(jnp.subtract, params, first))
-    return jnp.stack([size, travelled, finite.astype(size.dtype)])
+def _all_finite(leaves):
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+
+
+@kernel
+def _lengths(params, first):
+    """(norm of the parameters, distance from the first ones)."""
+    return jnp.stack([norm(params), norm(jax.tree.map(jnp.subtract, params, first))])

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._adaptation import prepared
-from ._arguments import require_whole
+from ._arguments import require_steps
 from ._evolution import Evolution, Phi
 from ._kernel import kernel
 from ._validation import validated
@@ -29,7 +29,7 @@ def solve_serial(phi: Phi, state: PyTree, num_steps: int) -> PyTree:
     >>> round(float(gritax.solve_serial(lambda u, start, stride: u / (1 + 0.5 * stride), 1.0, 2)), 6)
     0.444444
     """
-    require_whole("num_steps", num_steps, 1)
+    require_steps(num_steps)
     evolution, floating, clock = validated(prepared(phi, int(num_steps)), state, num_steps)
     return evolution.merge(*advance(evolution, floating, clock, np.int32(num_steps)))
 

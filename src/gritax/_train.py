@@ -4,24 +4,26 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any, Literal
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from ._adaptation import prepared
-from ._arguments import require_whole
+from ._arguments import require_steps, require_whole
 from ._attempt import Progress
 from ._convergence import DEFAULT_TOLERANCE, ConvergenceError, require_tolerance
+from ._norms import norm
 from ._pace import MOST_DEPTH, InWindows, OneByOne, Pace
 from ._run import TABLE, Run
 from ._solution import Solution
 from ._trained import solution_of
-from ._validation import validated
+from ._validation import first_step, validated
 from .checkpoint import Directory, Keeper, digest
-from .coarse import Choice
+from .coarse import Choice, named
 from .planning import LEAST_WORK, Plan, can_pay, measured, planned
 from .training import TrainStep
 
@@ -103,9 +105,12 @@ def train(
     tolerance = tolerance if tolerance is None else float(tolerance)
     keeper = _keeper(checkpoint, resume)
     first = step.init(params, stats)
-    evolution, floating, clock = validated(prepared(step, min(num_steps, TABLE)), first, num_steps)
+    tabulated = step.prepared(min(num_steps, TABLE))
+    evolution, floating, clock = validated(tabulated, first, num_steps)
     state, progress = evolution.merge(floating, clock), progress or Progress()
-    run = Run(step, state, num_steps, tolerance, DEFAULT_TOLERANCE, progress)
+    asked = {"num_steps": num_steps, "tolerance": tolerance, "goal": goal, "window": window, "coarse": _words(coarse)}
+    asked |= _beginning(evolution, floating, clock) if keeper else {}
+    run = Run(step, state, num_steps, tolerance, DEFAULT_TOLERANCE, progress, asked, tabulated)
     longest = min(window or _longest(floating), num_steps)
     pace = keeper and keeper.resumed(run)
     if pace is None and goal == "depth":
@@ -114,8 +119,8 @@ def train(
         pace = _fastest(run, plan, evolution, floating, clock, longest)
         if keeper and run.done:
             keeper.save(run, pace)
-    elif plan is not None and isinstance(pace, InWindows) and pace.step_seconds is not None:
-        run.take(run.step.with_coarse(plan.step.coarse))
+    if isinstance(pace, InWindows) and pace.coarse:
+        run.take(named(pace.coarse))
     try:
         pace = _to_the_end(run, pace, keeper)
     except KeyboardInterrupt:
@@ -132,9 +137,7 @@ def train(
 
 
 def _require(num_steps, goal, plan, tolerance, window, progress) -> None:
-    require_whole("num_steps", num_steps, 1)
-    if num_steps >= 2**31:
-        raise ValueError(f"num_steps must be below 2^31, since steps are counted in int32; {num_steps} is not.")
+    require_steps(num_steps)
     if goal not in ("time", "depth"):
         raise ValueError(f'goal must be "time" or "depth", not {goal!r}.')
     if plan is not None and goal == "depth":
@@ -162,6 +165,17 @@ def _keeper(checkpoint, resume) -> Keeper | None:
             raise ValueError("resume=True needs the directory of the checkpoints: checkpoint=directory.")
         return None
     return Keeper(Directory(checkpoint), resume)
+
+
+def _words(coarse: Choice) -> str:
+    return str(coarse) if isinstance(coarse, str | None) or is_dataclass(coarse) else type(coarse).__name__
+
+
+def _beginning(evolution, floating, clock) -> dict[str, float]:
+    """What the first step makes of the first state: with another loss, rate, data or key it is something else."""
+    after, _, loss = first_step(evolution, floating, clock)
+    moved = norm(jax.tree.map(jnp.subtract, after, floating))
+    return {"a loss at step 0 of": float(loss), "a first update of length": float(moved)}
 
 
 def _longest(floating) -> int:
@@ -195,9 +209,8 @@ def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: i
         plan = planned(run.step, run.origin, run.num_steps, longest, speeds)
     if not plan.pays:
         return OneByOne(plan.sentence.removesuffix("."), stretch)
-    run.take(run.step.with_coarse(plan.step.coarse))
     run.lanes = plan.method.lanes
-    return InWindows(min(plan.window, longest), step_seconds=plan.speeds.step)
+    return InWindows(min(plan.window, longest), step_seconds=plan.speeds.step, coarse=plan.chosen)
 
 
 def _to_the_end(run: Run, pace: Pace, keeper: Keeper | None) -> Pace:

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.tree_util import tree_leaves_with_path
 from jaxtyping import Array, PyTree
 
-from ._arguments import require_whole
+from ._arguments import require_steps
 from ._evolution import Evolution, Phi, optional
 from ._kernel import kernel, make_room
 from ._state import as_arrays, at_leaf, is_data, is_number
@@ -22,7 +22,7 @@ logger = logging.getLogger("gritax")
 
 def validated(phi: Phi, state: PyTree, num_steps: int) -> tuple[Evolution, PyTree, PyTree[Array]]:
     """(evolution, floating leaves, clocks) of `state`, once the training step is known to work on it."""
-    require_whole("num_steps", num_steps, 1)
+    require_steps(num_steps)
     if not callable(phi):
         raise ValueError(f"phi must be callable as phi(state, start, stride); {phi!r} is not callable.")
     _require_three_arguments(phi)

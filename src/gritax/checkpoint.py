@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -26,9 +27,12 @@ from ._solution import WindowReport
 
 logger = logging.getLogger("gritax")
 
-_MAGIC = b"gritax checkpoint 1\n"
+_MAGIC = b"gritax checkpoint 2\n"
 _SUFFIX = ".gritax"
+_UNFINISHED = ".unfinished"
 _KEPT = 2
+# A first step that differs by more is another's, not the same one rounded otherwise.
+_SAME = 1e-3
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Directory:
         content = buffer.getvalue()
         self.path.mkdir(parents=True, exist_ok=True)
         name = self.path / f"steps-{checkpoint.done:012d}{_SUFFIX}"
-        unfinished = name.with_suffix(f".{os.getpid()}.unfinished")
+        unfinished = name.with_suffix(_UNFINISHED)
         with unfinished.open("wb") as file:
             file.write(_MAGIC + hashlib.sha256(content).digest() + content)
             file.flush()
@@ -82,7 +86,7 @@ class Directory:
         # Files of more steps are of before the run began again.
         files = self.files()
         at = files.index(name)
-        for old in files[:at] + files[at + _KEPT :]:
+        for old in [*files[:at], *files[at + _KEPT :], *self.path.glob(f"steps-*{_UNFINISHED}")]:
             old.unlink(missing_ok=True)
 
     def latest(self) -> Checkpoint | None:
@@ -136,8 +140,7 @@ class Keeper:
     def save(self, run: Run, pace: Pace) -> None:
         found = run.sensitivity
         facts = {
-            "num_steps": run.num_steps,
-            "tolerance": run.tolerance,
+            "asked": run.asked,
             "origin": digest(run.origin),
             "pace": pace_facts(pace),
             "depth_by_lanes": list(run.cost.by_lanes.items()),
@@ -151,8 +154,8 @@ class Keeper:
             "lanes": run.lanes,
             "sensitivity": [found.growth, found.error, found.rounding],
         }
-        direction = () if found.direction is None else found.direction
-        self.directory.save(Checkpoint(run.done, facts, [*to_arrays(run.state), *to_arrays(direction)]))
+        state, direction = to_arrays(run.state), to_arrays(() if found.direction is None else found.direction)
+        self.directory.save(Checkpoint(run.done, facts | {"arrays": len(state)}, [*state, *direction]))
 
     def resumed(self, run: Run) -> Pace | None:
         """Takes `run` to where the newest checkpoint has it, and says how it goes on; None if there is no checkpoint.
@@ -162,16 +165,14 @@ class Keeper:
         found = self.directory.latest() if self._resume else None
         if found is None:
             return None
-        facts, count = found.facts, len(to_arrays(run.state))
+        facts, count = found.facts, found.facts["arrays"]
         state = from_arrays(run.state, found.arrays[:count])
-        for name, given in (("num_steps", run.num_steps), ("tolerance", run.tolerance)):
-            if facts[name] != given:
-                raise ValueError(f"resume: the run in {self.directory.path} has {name} {facts[name]}, not {given}.")
+        begun, cure = f"resume: the run in {self.directory.path}", "Give it the same, or start again in another directory."
         if facts["origin"] != digest(run.origin):
-            raise ValueError(
-                f"resume: the run in {self.directory.path} began with other params than these. Give it those, or start again "
-                "in another directory."
-            )
+            raise ValueError(f"{begun} began with other params than these. {cure}")
+        for name, given in run.asked.items():
+            if not _same(facts["asked"][name], given):
+                raise ValueError(f"{begun} has {name} {facts['asked'][name]}, not {given}. {cure}")
         floating = eqx.filter(run.state, eqx.is_inexact_array)
         direction = from_arrays(floating, found.arrays[count:]) if found.arrays[count:] else None
         run.state, run.done = state, found.done
@@ -183,6 +184,11 @@ class Keeper:
         run.sensitivity = Sensitivity(direction, *facts["sensitivity"])
         logger.info("resumed after step %d of %d", run.done, run.num_steps)
         return pace_from(facts["pace"])
+
+
+def _same(before: Any, now: Any) -> bool:
+    numbers = isinstance(before, float) and isinstance(now, float)
+    return math.isclose(before, now, rel_tol=_SAME) if numbers else before == now
 
 
 def _report(facts: dict[str, Any]) -> WindowReport:

@@ -1,6 +1,6 @@
 """Coarse propagators: what one step of a large stride does."""
 
-from ._automatic import Automatic as Automatic, Words as Words, candidates as candidates
+from ._automatic import Automatic as Automatic, Words as Words, candidates as candidates, named as named
 from ._protocol import Choice as Choice, CoarseStep as CoarseStep
 from .frozen_gradient import FrozenGradient as FrozenGradient
 from .rescaled import RescaledRate as RescaledRate

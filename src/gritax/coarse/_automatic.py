@@ -59,6 +59,14 @@ class Automatic:
         return chosen, Words(words), depth, work
 
 
+_PROPAGATORS = {kind.__name__: kind for kind in (FrozenGradient, Stabilized, Tangent)}
+
+
+def named(name: str) -> FrozenGradient | Stabilized | Tangent:
+    """The candidate of this name, which has yet to look at the states of a solve."""
+    return _PROPAGATORS[name]()
+
+
 def candidates(
     step: Any, states: PyTree, starts: np.ndarray, num_steps: int
 ) -> tuple[list[FrozenGradient | Stabilized | Tangent], str, int, int]:

@@ -37,6 +37,7 @@ class Plan:
     - `step`, `state`: the training step with the coarse propagator that was chosen, and the first state, for `gritax.solve`.
     - `method`: its levels. `window`: the steps of a window, of which there are `num_steps / window`.
     - `speeds`, `pilot`: what was measured. `coarse_steps` says what coarse steps there are.
+    - `chosen`: the name of the propagator that was chosen for `"auto"`; windows of `gritax.train` adapt it for themselves.
     - `depth`, `work`: predicted evaluations in sequence and in all.
     - `seconds`, `serial_seconds`: predicted, without compilation. `seconds_on(devices)` has an interval of a level on each, and
       exchanges nothing.
@@ -57,6 +58,7 @@ class Plan:
     speeds: Speeds
     pilot: Pilot
     coarse_steps: str
+    chosen: str = ""
     start_depth: int = 0
 
     @property

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from .._adaptation import prepared
-from .._arguments import require_whole
+from .._arguments import require_steps, require_whole
 from .._attempt import Bounds, Progress
 from .._evolution import Evolution
 from .._serial import advance
@@ -68,7 +68,7 @@ def plan(
     (512, True)
     """
     step = TrainStep(loss, optimizer, batch, coarse, key=key, has_aux=has_aux, trainable=trainable)
-    require_whole("num_steps", num_steps, 1)
+    require_steps(num_steps)
     if window is not None:
         require_whole("window", window, 1)
     return planned(step, step.init(params, stats), int(num_steps), window)
@@ -107,6 +107,7 @@ def planned(
         speeds=speeds,
         pilot=_pilot(solved, phi, speeds),
         coarse_steps=solved.adaptation.coarse_steps,
+        chosen=type(chosen.coarse).__name__ if isinstance(step.coarse, Automatic) else "",
         start_depth=depth,
     )
 
