@@ -5,12 +5,10 @@ import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ._run import TABLE, Run
+from ._run import MOST_DEPTH, TABLE, Run
 from ._window import Declined
 
 
-# Evaluations in sequence that a run may take, windows that were given up included, in units of its steps.
-MOST_DEPTH = 1.5
 _GAIN = 0.9
 _SHORTEST, _SHORTEST_WINDOW = 64, 128
 _FEW, _MANY = 6, 10
@@ -19,6 +17,8 @@ _SECONDS, _MOST_GROWTH = 2.0, 8
 
 class Pace(Protocol):
     """Takes the next steps of a run, and says how it is to go on. Its fields are what a checkpoint keeps of it."""
+
+    longest: int
 
     def advance(self, run: Run) -> "Pace": ...
 
@@ -81,7 +81,7 @@ class InWindows:
 
     def _stretch(self, run: Run, reason: str) -> None:
         run.serially(min(self.stretch, run.left), reason)
-        self.stretch *= 2
+        self.stretch = min(2 * self.stretch, self.longest)
 
 
 _KINDS = {kind.__name__: kind for kind in (OneByOne, InWindows)}

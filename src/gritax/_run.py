@@ -33,6 +33,8 @@ _ITERATIONS = 50
 _WORTH = 0.25
 _FIRST, _ENOUGH = 64, 0.1  # steps and seconds of timing
 TABLE = 2**16  # steps whose order of examples is tabulated at a time
+# Evaluations in sequence that a run may take, windows that were given up included, in units of its steps.
+MOST_DEPTH = 1.5
 
 
 @dataclass
@@ -110,6 +112,12 @@ class Run:
         if self.tolerance is not None:
             return self.sensitivity.rounding <= self.tolerance
         return self.rounding <= self.least_error
+
+    def last_chance(self, longest: int) -> bool:
+        """Whether it is now or never that training can begin again: at its end, or before as many as `longest` steps that would
+        leave too little to spend. Until then what has been amplified may yet shrink."""
+        spare = MOST_DEPTH * self.num_steps - self.cost.depth - self.num_steps
+        return spare >= 0 and (not self.left or spare < min(longest, self.left))
 
     @property
     def exact(self) -> bool:

@@ -17,7 +17,7 @@ from ._arguments import require_steps, require_whole
 from ._attempt import Progress
 from ._convergence import DEFAULT_TOLERANCE, ConvergenceError, require_tolerance
 from ._norms import norm
-from ._pace import MOST_DEPTH, InWindows, OneByOne, Pace
+from ._pace import InWindows, OneByOne, Pace
 from ._run import TABLE, Run
 from ._solution import Solution
 from ._trained import solution_of
@@ -227,7 +227,7 @@ def _to_the_end(run: Run, pace: Pace, keeper: Keeper | None) -> Pace:
                 stacklevel=3,
             )
         good = run.is_accurate and run.is_reproducible
-        if run.is_finite and not good and run.cost.depth + run.num_steps <= MOST_DEPTH * run.num_steps:
+        if run.is_finite and not good and run.last_chance(pace.longest):
             reason = f"training amplifies errors {sensitivity.growth:.2g}-fold, beyond the tolerance"
             run.begin_again(reason)
             pace = OneByOne(reason, TABLE)

@@ -1,5 +1,8 @@
 """What a stabilised coarse step knows of the run that it is a part of."""
 
+import itertools
+import math
+import operator
 from dataclasses import replace
 from typing import Any
 
@@ -7,19 +10,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from ._stages import Curvature, reach
 from ._stiffest import STEADY
 
 
 _STABLE = 2.0
+_FEWEST, _FACTOR = 6, 4
 
 
 class KnownRun(eqx.Module):
     """The curvature along a run and that beside the stiffest directions, and how coarse steps follow from it.
 
-    `single` is the longest stride that takes one stage, `lasting` how long the optimizer remembers; levels are chosen for
-    `levels_kappa` and stay, whatever is met later.
+    `single` is the longest stride of a level that takes one stage, `lasting` how long the optimizer remembers; levels are
+    chosen for `levels_kappa` and stay, whatever is met later. That is an array, since programs do not depend on it.
     """
 
     curvature: Curvature
@@ -27,20 +32,25 @@ class KnownRun(eqx.Module):
     single: int = eqx.field(static=True)
     lasting: int = eqx.field(static=True)
     first_factor: int = eqx.field(static=True)
-    levels_kappa: float = eqx.field(static=True, default=0.0)
+    num_steps: int = eqx.field(static=True)
+    levels_kappa: Array | np.ndarray = eqx.field(default_factory=lambda: np.zeros(()))
 
     @classmethod
-    def of(cls, kappa: float | None, lasting: int = 1, first_factor: int = 1) -> "KnownRun":
+    def of(cls, kappa: float | None, lasting: int = 1, first_factor: int = 1, num_steps: int = 2**30) -> "KnownRun":
         none = Curvature.along(np.zeros(1), np.zeros(1))
-        return cls(none, none, 2**30, lasting, first_factor).along(np.zeros(1), np.full(1, kappa or 0.0))
+        return cls(none, none, 2**30, lasting, first_factor, num_steps).along(np.zeros(1), np.full(1, kappa or 0.0))
 
     def along(self, steps: np.ndarray, kappas: np.ndarray, rest: np.ndarray | None = None) -> "KnownRun":
         """With the curvature at these steps. Strides keep their one stage while that is stable: the programs stay the same."""
         most = float(np.max(kappas))
-        single = self.single if self.single * most <= _STABLE else reach(1, most)
         curvature = Curvature.along(steps, kappas)
         beside = curvature if rest is None else Curvature.along(steps, rest)
-        return KnownRun(curvature, beside, max(single, 1), self.lasting, self.first_factor, self.levels_kappa or most)
+        levels_kappa = self.levels_kappa if self.levels_kappa else np.asarray(most)
+        known = replace(self, curvature=curvature, rest=beside, levels_kappa=levels_kappa)
+        if self.single * most <= _STABLE:
+            return known
+        strides = itertools.accumulate(known.factors(self.num_steps), operator.mul)
+        return replace(known, single=max((each for each in strides if each <= reach(1, most)), default=1))
 
     @property
     def is_measured(self) -> bool:
@@ -49,7 +59,21 @@ class KnownRun(eqx.Module):
 
     def with_new_levels(self) -> "KnownRun":
         """With levels for the largest curvature known."""
-        return replace(self, levels_kappa=self.curvature.largest)
+        return replace(self, levels_kappa=np.asarray(self.curvature.largest))
+
+    def factors(self, num_steps: int) -> list[int]:
+        """Factors of 4 to the longest stride that takes one stage, and on from there to a few steps on the coarsest level.
+
+        With momentum the first interval is long enough for a velocity to decay in it, and as long as its stages reach.
+        """
+        kappa, first, most = float(self.levels_kappa), self.first_factor, max(num_steps // _FEWEST, 2)
+        count = next(s for s in itertools.count(1) if reach(s, kappa) >= first)
+        factors = [min(first if count == 1 else reach(count, kappa), most)] if first > 1 else []
+        while (left := min(reach(1, kappa), most) // math.prod(factors)) > 1:
+            factors.append(min(_FACTOR, left))
+        while num_steps // (math.prod(factors) * _FACTOR) >= _FEWEST:
+            factors.append(_FACTOR)
+        return factors
 
     def within(self, start: Any, stride: int) -> tuple[Any, Any]:
         """(the kappa that stages are to serve, how much larger it gets than in the middle), for coarse steps from `start`.

@@ -1,6 +1,5 @@
 """The stabilised coarse step: stages of gradient descent on the union of the minibatches that it stands for."""
 
-import itertools
 import math
 from numbers import Real
 from typing import Any, ClassVar
@@ -17,14 +16,13 @@ from ._known_run import KnownRun
 from ._linear import linear
 from ._replay import Replay
 from ._slow import at_rest, memory
-from ._stages import chebyshev, reach, stages
+from ._stages import chebyshev, stages
 from ._stiffest import Stiffest, stiffest_directions
 
 
 _EARLY = 1.15
 _MARGIN = 1.15
 _MORE = 1.5
-_FEWEST = 6
 _FACTOR = 4
 _LARGEST_MARGIN = 6.0
 
@@ -126,18 +124,8 @@ class Stabilized(eqx.Module):
         return depth, depth * starts.shape[1] * stride
 
     def method(self, num_steps: int) -> Multigrid:
-        """Factors of 4 to the longest stride that takes one stage, and on from there to a few steps on the coarsest level.
-
-        With momentum the first interval is long enough for a velocity to decay in it, and as long as its stages reach.
-        """
-        kappa, first, most = self._known.levels_kappa, self._known.first_factor, max(num_steps // _FEWEST, 2)
-        count = next(s for s in itertools.count(1) if reach(s, kappa) >= first)
-        factors = [min(first if count == 1 else reach(count, kappa), most)] if first > 1 else []
-        while (left := min(reach(1, kappa), most) // math.prod(factors)) > 1:
-            factors.append(min(_FACTOR, left))
-        while num_steps // (math.prod(factors) * _FACTOR) >= _FEWEST:
-            factors.append(_FACTOR)
-        return Multigrid(coarsening=tuple(factors) or _FACTOR)
+        """Factors of 4 to the longest stride that takes one stage, and on from there to a few steps on the coarsest level."""
+        return Multigrid(coarsening=tuple(self._known.factors(num_steps)) or _FACTOR)
 
     def __call__(self, step: Any, state: PyTree, start: Array, stride: int) -> PyTree:
         replay = Replay(step, state, start, stride, self.chunk)
@@ -213,7 +201,7 @@ class Stabilized(eqx.Module):
         first = 1 if lasting == 1 else 2 * lasting if linear(step.optimizer, params) else 2 * _FACTOR
         directions = Stiffest.nowhere(params, self.directions)
         return self._with(
-            KnownRun.of(self.kappa, lasting, first), directions if directions.count and self.kappa is None else None
+            KnownRun.of(self.kappa, lasting, first, num_steps), directions if directions.count and self.kappa is None else None
         )
 
     def of_quadratic(self, curvatures: Array, start: Array, stride: int) -> "Stabilized":
