@@ -1,14 +1,23 @@
 """JAX as strict as it can be, with four CPU devices, before anything imports it.
 
-Tests compile far longer than they compute, so LLVM optimises less.
+Tests compile far longer than they compute, so LLVM optimises less, and programs that are the same are compiled once in all
+processes of a test run.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false"
 )
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gritax-tests-")  # workers inherit it
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest

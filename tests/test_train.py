@@ -173,7 +173,8 @@ def test_a_plan_that_pays_is_followed_while_it_is_faster(tmp_path):
     slowly = optax.sgd(0.002)
     plan = gritax.plan(small.loss, slowly, small.batches(), small.params(), 1024)
     assert "faster here" in plan.sentence and plan.sentence in str(plan)
-    slow = replace(plan, speeds=Speeds(10.0, ((64, 10.0),), 1e-5, 0.1), window=512)
+    as_predicted = replace(plan.pilot, coarse=(), overhead=0.0, correction=1.0)
+    slow = replace(plan, speeds=Speeds(10.0, ((4096, 10.0),), 1e-5, 0.1), pilot=as_predicted, window=512)
     assert slow.pays
     trained, _, error = _train(1024, slowly, plan=slow, goal="time")
     assert [window.kind for window in trained.windows] == ["parallel", "parallel"] and error <= 1e-6
