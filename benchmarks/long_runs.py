@@ -15,9 +15,9 @@ from pathlib import Path
 from _measuring import child, load, ratios, spread, summary, today
 
 
-OVERHEAD = {"xor": 30_000_000, "digits": 500_000, "adder": 300_000}
+OVERHEAD = {"xor": 15_000_000, "digits": 200_000, "adder": 900_000}
 MEMORY = {"xor": ((250_000, 2**16), (1_000_000, 2**16)), "digits": ((12_288, 4096), (100_000, 4096))}
-PAIRS = 3
+PAIRS = 5
 
 
 def run(kind, name, steps, window):

@@ -173,7 +173,7 @@ def test_a_plan_that_pays_is_followed_while_it_is_faster(tmp_path):
     slowly = optax.sgd(0.002)
     plan = gritax.plan(small.loss, slowly, small.batches(), small.params(), 1024)
     assert "faster here" in plan.sentence and plan.sentence in str(plan)
-    as_predicted = replace(plan.pilot, coarse=(), overhead=0.0, correction=1.0)
+    as_predicted = replace(plan.pilot, coarse=(), start=0.0, overhead=0.0, correction=1.0)
     slow = replace(plan, speeds=Speeds(10.0, ((4096, 10.0),), 1e-5, 0.1), pilot=as_predicted, window=512)
     assert slow.pays
     trained, _, error = _train(1024, slowly, plan=slow, goal="time")
@@ -315,7 +315,7 @@ def test_a_plan_counts_as_a_solve_does():
     assert (plan.depth, plan.hierarchy.sizes) == (solution.depth, solution.level_sizes)
     assert plan.work == pytest.approx(solution.work, rel=0.05)
     assert plan.seconds_on(64) <= plan.seconds
-    assert plan.serial_seconds == 1024 * plan.speeds.step
+    assert plan.serial_seconds == plan.call + 1024 * plan.speeds.step
 
 
 def test_models_with_functions_in_them():

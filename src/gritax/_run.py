@@ -14,7 +14,7 @@ from ._attempt import Bounds, Progress
 from ._cycle import Cost
 from ._evolution import Evolution
 from ._hierarchy import Hierarchy
-from ._kernel import kernel
+from ._kernel import kernel, make_room
 from ._norms import norm
 from ._sensitivity import Sensitivity
 from ._serial import advance
@@ -192,6 +192,7 @@ class Run:
             self._spend(cost)
             logger.info("steps %d to %d: %d evaluations expected", self.done, self.done + num_steps, window.expected)
             return window
+        make_room((jax.tree.structure(window.evolution), num_steps))
         self.hierarchy, self.coarse_steps = window.hierarchy, window.adaptation.coarse_steps
         kind, steps, state, error = "parallel", num_steps, window.state, window.final_error
         if not window.verdict.converged:

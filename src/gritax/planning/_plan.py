@@ -17,8 +17,8 @@ DEVICES = (64, 1024)
 class Pilot:
     """A window that was solved for the plan: its steps, iterations, the factor of its residuals in the last of them.
 
-    `coarse`: how long its coarse steps took. `overhead`: seconds of an iteration on the host. `correction`: the others, over
-    those predicted of it.
+    `coarse`: how long its coarse steps took. `start`: seconds before its iterations, beside the guess. `overhead`: seconds of
+    an iteration on the host. `correction`: the others, over those predicted of it.
     """
 
     num_steps: int
@@ -26,6 +26,7 @@ class Pilot:
     converged: bool
     factor: float
     coarse: tuple[CoarseSpeed, ...] = field(repr=False)
+    start: float
     overhead: float
     correction: float
 
@@ -39,8 +40,8 @@ class Plan:
     - `speeds`, `pilot`: what was measured. `coarse_steps` says what coarse steps there are.
     - `chosen`: the name of the propagator that was chosen for `"auto"`; windows of `gritax.train` adapt it for themselves.
     - `depth`, `work`: predicted evaluations in sequence and in all.
-    - `seconds`, `serial_seconds`: predicted, without compilation. `seconds_on(devices)` has an interval of a level on each, and
-      exchanges nothing.
+    - `seconds`, `serial_seconds`: predicted, without compilation; `call` of the latter is for what is not steps.
+      `seconds_on(devices)` has an interval of a level on each, and exchanges nothing.
     - `pays`: whether solving in parallel is to be faster here.
 
     >>> import gritax, jax.numpy as jnp, optax
@@ -60,6 +61,7 @@ class Plan:
     coarse_steps: str
     chosen: str = ""
     start_depth: int = 0
+    call: float = 0.0
 
     @property
     def hierarchy(self) -> Hierarchy:
@@ -86,11 +88,12 @@ class Plan:
 
     @property
     def serial_seconds(self) -> float:
-        return self.num_steps * self.speeds.step
+        return self.call + self.num_steps * self.speeds.step
 
     def seconds_on(self, devices: int) -> float:
-        in_all = predicted_seconds(self.hierarchy, self.step, self.speeds, self.pilot.coarse, self.pilot.iterations, devices)
-        return self._windows * (self.pilot.iterations * self.pilot.overhead + self.pilot.correction * in_all)
+        pilot = self.pilot
+        in_all = predicted_seconds(self.hierarchy, self.step, self.speeds, pilot.coarse, pilot.iterations, devices)
+        return self._windows * (pilot.start + pilot.iterations * pilot.overhead + pilot.correction * in_all)
 
     @property
     def pays(self) -> bool:

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -16,13 +18,13 @@ from .._adaptation import prepared
 from .._arguments import require_steps, require_whole
 from .._attempt import Bounds, Progress
 from .._evolution import Evolution
-from .._serial import advance
+from .._serial import advance, solve_serial
 from .._validation import validated
 from .._window import Window, solve_window
 from ..coarse import Automatic, Choice, candidates
 from ..training import TrainState, TrainStep
 from ._plan import DEVICES, Pilot, Plan, predicted_seconds
-from ._speeds import Speeds, measured, measured_coarse
+from ._speeds import Speeds, measured, measured_coarse, seconds
 
 
 _PILOT = 512
@@ -31,6 +33,8 @@ _ITERATIONS = 12
 LEAST_WORK = 24.0
 _AHEAD = 2.0
 _MOST_OVERHEAD = 5e-3
+# A pilot is to take so long at most, at so many evaluations for each of its steps, unless it is as short as can be.
+_PILOT_SECONDS, _PILOT_WORK, _SHORTEST_PILOT = 15.0, 64, 64
 
 
 def can_pay(speeds: Speeds) -> bool:
@@ -56,8 +60,8 @@ def plan(
 
     The arguments are those of `gritax.train`. Most of what it takes is compilation: the serial training step and many at once
     are timed, coarse steps are chosen for the curvature along two seconds of serial training and for these times, and 512 steps
-    are solved with them. Predictions go by the pilot's iterations and seconds, and by that curvature: where it falls later
-    on, a solve will take less.
+    (fewer, if they are to take more than half a minute) are solved with them, twice. Predictions go by the pilot's iterations
+    and seconds, and by that curvature: where it falls later on, a solve will take less.
 
     Raises `ValueError` as `gritax.train` does.
 
@@ -82,7 +86,9 @@ def planned(
     evolution, floating, clock = validated(prepared(step, length), state, length)
     speeds = speeds or measured(evolution, floating, clock, num_steps)
     chosen, depth = (step, 0) if not isinstance(step.coarse, Automatic) else _chosen(step, state, window, speeds)
-    solved = solve_window(
+    length = min(length, max(int(_PILOT_SECONDS * speeds.gain / (_PILOT_WORK * speeds.step)), _SHORTEST_PILOT))
+    window_of_pilot = partial(
+        solve_window,
         evolution.with_phi(prepared(chosen, length)),
         floating,
         clock,
@@ -95,7 +101,12 @@ def planned(
         bounds=Bounds(),
         lanes=speeds.best_lanes,
     )
+    window_of_pilot()  # compiles
+    began = time.perf_counter()
+    solved = window_of_pilot()
+    taken = time.perf_counter() - began
     assert isinstance(solved, Window), "declined only where depth is bounded"
+    serial = seconds(lambda: solve_serial(step, state, length))
     phi = solved.evolution.phi
     assert isinstance(phi, TrainStep)
     return Plan(
@@ -105,10 +116,11 @@ def planned(
         method=replace(phi.method(window), lanes=speeds.best_lanes),
         window=window,
         speeds=speeds,
-        pilot=_pilot(solved, phi, speeds),
+        pilot=_pilot(solved, phi, speeds, taken),
         coarse_steps=solved.adaptation.coarse_steps,
         chosen=type(chosen.coarse).__name__ if isinstance(step.coarse, Automatic) else "",
         start_depth=depth,
+        call=max(serial - length * speeds.step, 0.0),
     )
 
 
@@ -130,30 +142,31 @@ def _chosen(step: TrainStep, state: TrainState, num_steps: int, speeds: Speeds) 
     states = jax.tree.map(lambda *x: jnp.stack(x) if eqx.is_array(x[0]) else x[0], *merged)
     found, _, depth, _ = candidates(step, states, starts, num_steps)
 
-    def seconds(coarse, devices):
+    def predicted(coarse, devices):
         hierarchy = coarse.method(num_steps).hierarchy(num_steps)
         return predicted_seconds(hierarchy, coarse, speeds, (), coarse.usual_iterations, devices)
 
-    pays = any(seconds(coarse, 1) < num_steps * speeds.step for coarse in found)
-    fastest = min(found, key=lambda coarse: seconds(coarse, 1 if pays else DEVICES[0]))
+    pays = any(predicted(coarse, 1) < num_steps * speeds.step for coarse in found)
+    fastest = min(found, key=lambda coarse: predicted(coarse, 1 if pays else DEVICES[0]))
     return step.with_coarse(fastest), depth
 
 
-def _pilot(solved: Window, phi: TrainStep, speeds: Speeds) -> Pilot:
+def _pilot(solved: Window, phi: TrainStep, speeds: Speeds, taken: float) -> Pilot:
     reports = solved.reports
-    # The first iteration compiles what measures the curvature along the guess.
-    taken = np.diff([each.seconds for each in reports[1:]])
+    iterations = np.diff([each.seconds for each in reports])
     coarse = measured_coarse(solved)
-    one, more = (predicted_seconds(solved.hierarchy, phi, speeds, coarse, count) for count in (1, 2))
-    iteration = float(np.median(taken)) if len(taken) else more - one
+    guess, one = (predicted_seconds(solved.hierarchy, phi, speeds, coarse, count) for count in (0, 1))
+    iteration = float(np.median(iterations)) if len(iterations) else one - guess
     # What an iteration takes beside its sweeps, on the host, does not grow with the steps.
-    overhead = min(max(iteration - (more - one), 0.0), _MOST_OVERHEAD)
+    overhead = min(max(iteration - (one - guess), 0.0), _MOST_OVERHEAD)
+    correction = (iteration - overhead) / (one - guess)
     return Pilot(
         num_steps=solved.hierarchy[0].size,
         iterations=max(reports[-1].number, 1),
         converged=solved.verdict.converged,
         factor=reports[-1].factor if len(reports) > 1 else math.nan,
         coarse=coarse,
+        start=max(taken - float(np.sum(iterations)) - correction * guess, 0.0),
         overhead=overhead,
-        correction=(iteration - overhead) / (more - one),
+        correction=correction,
     )

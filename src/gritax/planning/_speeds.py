@@ -72,10 +72,10 @@ def measured(evolution: Evolution, floating: Any, clock: Any, num_steps: int, *,
     began = time.perf_counter()
     jax.block_until_ready(serial())
     first = time.perf_counter() - began
-    taken = _seconds(serial)
+    taken = seconds(serial)
     while taken < _ENOUGH and count < num_steps:
         count = min(4 * count, num_steps)
-        taken = _seconds(serial)
+        taken = seconds(serial)
     found: list[tuple[int, float]] = []
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((floating, clock)))
     most = max(min(num_steps // _FACTOR, _MOST_LANES, _MEMORY // (4 * size)), 1)
@@ -89,7 +89,7 @@ def measured(evolution: Evolution, floating: Any, clock: Any, num_steps: int, *,
         if enough is not None and (gains[-1] * taken / count >= enough or _hopeless(found, most, enough * count / taken)):
             break
         lanes = min(_LANES * lanes, most)
-    return Speeds(taken / count, tuple(found), _seconds(lambda: arrived(np.zeros(2, np.float32))), max(first - taken, 0.0))
+    return Speeds(taken / count, tuple(found), seconds(lambda: arrived(np.zeros(2, np.float32))), max(first - taken, 0.0))
 
 
 def _hopeless(found, most, enough) -> bool:
@@ -108,7 +108,7 @@ def _batched(evolution: Evolution, floating: Any, lanes: int, step: float) -> fl
     c = everywhere(lanes + 1, evolution.stored(floating))
     run = lambda: relax_finest(level, evolution, c, arrived(c), np.int32(1))
     jax.block_until_ready(run())
-    return _seconds(run) / long
+    return seconds(run) / long
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,11 @@ def measured_coarse(solved: Window) -> tuple[CoarseSpeed, ...]:
             c = everywhere(lanes + 1, u)
             run = partial(relax_coarse, level, evolution, c, g, np.int32(0), np.int32(steps), np.int32(0))
         jax.block_until_ready(run())
-        found.append(CoarseSpeed(level.stride, lanes, _seconds(run) / steps))
+        found.append(CoarseSpeed(level.stride, lanes, seconds(run) / steps))
     return tuple(found)
 
 
-def _seconds(run: Callable[[], Any]) -> float:
+def seconds(run: Callable[[], Any]) -> float:
     """The least of three."""
     taken = []
     for _ in range(3):
