@@ -1,4 +1,4 @@
-"""A regression small enough to train many times, and the distance that tests measure in."""
+"""A regression small enough to train many times, the distance that tests measure in, and what interrupts them."""
 
 import jax
 import jax.numpy as jnp
@@ -43,3 +43,19 @@ def relative_error(step, state, num_steps, solution):
     """Distance of the solution's parameters from those of the serial twin, in units of the distance they travel."""
     serial = gritax.solve_serial(step, state, num_steps)
     return distance(solution.params, serial.params) / distance(serial.params, state.params)
+
+
+class Interrupting(gritax.Progress):
+    """Stops a run as its nth window begins, or at an iteration of that window."""
+
+    def __init__(self, nth, iteration=None):
+        self.nth, self.number, self.seen = nth, iteration, 0
+
+    def window(self, first, num_steps, kind, reason):
+        self.seen += 1
+        if self.seen == self.nth and self.number is None:
+            raise KeyboardInterrupt
+
+    def iteration(self, iteration):
+        if self.seen == self.nth and iteration.number == self.number:
+            raise KeyboardInterrupt

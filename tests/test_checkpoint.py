@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import small_problems as small
+from small_problems import Interrupting
 
 import gritax
 from gritax.checkpoint import Checkpoint, Directory, Keeper, from_arrays, to_arrays
@@ -19,22 +20,6 @@ pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 
 _MAGIC, _DIGEST = 20, 32  # bytes
 _FAST, _SLOW = [("sgd", "float64"), ("adam", "float32")], [("sgd", "float32"), ("adam", "float64")]
-
-
-class Interrupting(gritax.Progress):
-    """Stops a run as its nth window begins, or at an iteration of that window."""
-
-    def __init__(self, nth, iteration=None):
-        self.nth, self.number, self.seen = nth, iteration, 0
-
-    def window(self, first, num_steps, kind, reason):
-        self.seen += 1
-        if self.seen == self.nth and self.number is None:
-            raise KeyboardInterrupt
-
-    def iteration(self, iteration):
-        if self.seen == self.nth and iteration.number == self.number:
-            raise KeyboardInterrupt
 
 
 @cache  # the same functions, so that they are compiled once
@@ -73,7 +58,14 @@ def test_windows_interrupted_at_their_beginnings_and_midway_end_as_if_they_had_n
     train = partial(_training(optimizer, dtype), **how)
     whole = train()
     assert [each.kind for each in whole.windows] == ["parallel"] * 3 + ["serial"]
-    stops = (Interrupting(1), Interrupting(1, 2), Interrupting(2), Interrupting(2, 1), Interrupting(1, 0), Interrupting(2))
+    stops = (
+        Interrupting(1),
+        Interrupting(1, 2),
+        Interrupting(2),
+        Interrupting(2, 1),
+        Interrupting(1, 0),
+        Interrupting(2),
+    )
     _assert_same(found := _interrupted(train, tmp_path, *stops), whole)
     assert found.windows == whole.windows and found.residuals.tolist() == whole.residuals.tolist()
     _assert_ended(train, tmp_path, whole)

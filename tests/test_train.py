@@ -1,7 +1,6 @@
 """Training from window to window: the serial weights in every case, and what it may take."""
 
 import re
-from dataclasses import replace
 from functools import partial
 
 import equinox as eqx
@@ -18,7 +17,6 @@ from gritax._pace import InWindows, OneByOne
 from gritax._sensitivity import Sensitivity
 from gritax._validation import validated
 from gritax._window import solve_window
-from gritax.planning import Pilot, Speeds
 
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
@@ -163,31 +161,6 @@ def test_chaos_is_told():
     assert trained.depth <= 1.5 * 900
 
 
-class Interrupting(gritax.Progress):
-    def window(self, first, num_steps, kind, reason):
-        if first:
-            raise KeyboardInterrupt
-
-
-def test_a_plan_that_pays_is_followed_while_it_is_faster(tmp_path):
-    slowly = optax.sgd(0.002)
-    plan = gritax.plan(small.loss, slowly, small.batches(), small.params(), 1024)
-    assert "faster here" in plan.sentence and plan.sentence in str(plan)
-    as_predicted = replace(plan.pilot, coarse=(), start=0.0, overhead=0.0, correction=1.0)
-    slow = replace(plan, speeds=Speeds(10.0, ((4096, 10.0),), 1e-5, 0.1), pilot=as_predicted, window=512)
-    assert slow.pays
-    trained, _, error = _train(1024, slowly, plan=slow, goal="time")
-    assert [window.kind for window in trained.windows] == ["parallel", "parallel"] and error <= 1e-6
-    with pytest.raises(KeyboardInterrupt):
-        _train(1024, slowly, plan=slow, goal="time", checkpoint=tmp_path, progress=Interrupting())
-    again, _, _ = _train(1024, slowly, goal="time", resume=tmp_path)  # the plan is kept
-    assert [window.kind for window in again.windows] == ["parallel", "parallel"]
-    assert jax.tree.all(jax.tree.map(lambda x, y: bool(jnp.all(x == y)), again.state, trained.state))
-    fast = replace(plan, speeds=Speeds(1e-9, ((64, 1e-3),), 1e-5, 0.1))
-    serial, _, error = _train(1024, slowly, plan=fast, goal="time")
-    assert serial.exact_steps == 1024 and error == 0 and "Serial is faster here" in serial.reason
-
-
 class _Ran:
     """A run of a hundred steps whose windows end as they are told to."""
 
@@ -250,6 +223,18 @@ def test_a_run_that_begins_again_sees_the_same_examples(monkeypatch):
     assert jax.tree.all(jax.tree.map(lambda x, y: bool(jnp.all(x == y)), found, wanted))
 
 
+@pytest.mark.parametrize(
+    ("done", "depth", "longest", "now"),
+    [(200, 50, 100, False), (200, 350, 100, True), (1000, 50, 100, True), (1000, 501, 100, False), (200, 501, 100, False)],
+    ids=["time enough", "before the next window", "at the end", "too late at the end", "too late"],
+)
+def test_training_begins_again_when_it_is_now_or_never(done, depth, longest, now):
+    step = gritax.TrainStep(small.loss, SGD, small.batches())
+    run = gritax._run.Run(step, step.init(small.params()), 1000, None, 1e-6, gritax.Progress(), done=done)
+    run.cost.spend(1, depth, depth)
+    assert run.last_chance(longest) == now
+
+
 def test_windows_grow_and_shrink():
     pace, run = (
         InWindows(4000, window=1000),
@@ -300,24 +285,6 @@ def test_bad_arguments(options, message):
         gritax.train(small.loss, SGD, small.batches(), small.params(), **{"num_steps": 10, **options})
 
 
-def test_speeds_between_those_measured():
-    speeds = Speeds(1e-6, ((10, 2e-6), (1000, 2e-4)), 1e-5, 0.1)
-    assert speeds.of(1) == pytest.approx(1e-6) and speeds.of(10) == pytest.approx(2e-6)
-    assert speeds.of(100) == pytest.approx(2e-5) and speeds.of(4000) == pytest.approx(8e-4)
-    assert speeds.gain == pytest.approx(5)
-    assert not gritax.planning.can_pay(speeds)
-
-
-def test_a_plan_counts_as_a_solve_does():
-    plan = gritax.plan(small.loss, SGD, small.batches(), small.params(), 1024, coarse=gritax.FrozenGradient(8))
-    assert isinstance(plan.pilot, Pilot) and plan.pilot.converged
-    solution = gritax.solve(plan.step, plan.state, 1024, plan, tolerance=0, max_iterations=plan.pilot.iterations)
-    assert (plan.depth, plan.hierarchy.sizes) == (solution.depth, solution.level_sizes)
-    assert plan.work == pytest.approx(solution.work, rel=0.05)
-    assert plan.seconds_on(64) <= plan.seconds
-    assert plan.serial_seconds == plan.call + 1024 * plan.speeds.step
-
-
 def test_models_with_functions_in_them():
     """Equinox modules hold activations beside their arrays."""
     model = eqx.nn.MLP(3, 1, 4, 1, jnp.tanh, key=jax.random.key(0), dtype=jnp.float64)
@@ -325,11 +292,3 @@ def test_models_with_functions_in_them():
     for goal in ("time", "depth"):
         trained = gritax.train(loss, SGD, small.batches(), model, 200, goal=goal)
         assert trained.converged and trained.params.activation is model.activation
-
-
-def test_plans_of_other_runs_are_refused():
-    plan = gritax.plan(small.loss, SGD, small.batches(), small.params(), 256)
-    with pytest.raises(ValueError, match="plan is for a run of 256 steps"):
-        gritax.train(small.loss, SGD, small.batches(), small.params(), 300, plan=plan)
-    with pytest.raises(ValueError, match="from its own state"):
-        gritax.train(small.loss, SGD, small.batches(), small.params(1), 256, plan=plan)

@@ -114,10 +114,11 @@ class Run:
         return self.rounding <= self.least_error
 
     def last_chance(self, longest: int) -> bool:
-        """Whether it is now or never that training can begin again: at its end, or before as many as `longest` steps that would
-        leave too little to spend. Until then what has been amplified may yet shrink."""
+        """Whether it is now or never that training can begin again: at its end, or before a window of up to `longest` steps
+        and a stretch after it that could leave too little to spend. Until then what has been amplified may yet shrink.
+        """
         spare = MOST_DEPTH * self.num_steps - self.cost.depth - self.num_steps
-        return spare >= 0 and (not self.left or spare < min(longest, self.left))
+        return spare >= 0 and (not self.left or spare < 2 * min(longest, self.left))
 
     @property
     def exact(self) -> bool:

@@ -1,0 +1,66 @@
+"""What is predicted of a run, and that a run goes by it."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+import small_problems as small
+
+import gritax
+from gritax.planning import Pilot, Speeds
+
+
+pytestmark = pytest.mark.usefixtures("mixed_dtypes")
+
+SGD = optax.sgd(0.05)
+
+
+def test_a_plan_that_pays_is_followed_while_it_is_faster(tmp_path):
+    slowly = optax.sgd(0.002)
+    plan = gritax.plan(small.loss, slowly, small.batches(), small.params(), 1024)
+    assert "faster here" in plan.sentence and plan.sentence in str(plan)
+    as_predicted = replace(plan.pilot, coarse=(), start=0.0, overhead=0.0, correction=1.0)
+    slow = replace(plan, speeds=Speeds(10.0, ((4096, 10.0),), 1e-5, 0.1), pilot=as_predicted, window=512)
+    assert slow.pays
+    train = partial(gritax.train, small.loss, slowly, small.batches(), small.params(), 1024)
+    trained = train(plan=slow)
+    assert [window.kind for window in trained.windows] == ["parallel", "parallel"]
+    assert small.relative_error(plan.step, plan.state, 1024, trained) <= 1e-6
+    with pytest.raises(KeyboardInterrupt):
+        train(plan=slow, checkpoint=tmp_path, progress=small.Interrupting(2))
+    again = train(resume=tmp_path)  # the plan is kept
+    assert [window.kind for window in again.windows] == ["parallel", "parallel"]
+    assert jax.tree.all(jax.tree.map(lambda x, y: bool(jnp.all(x == y)), again.state, trained.state))
+    fast = replace(plan, speeds=Speeds(1e-9, ((64, 1e-3),), 1e-5, 0.1))
+    serial = train(plan=fast)
+    assert serial.exact_steps == 1024 and "Serial is faster here" in serial.reason
+    assert small.relative_error(plan.step, plan.state, 1024, serial) == 0
+
+
+def test_speeds_between_those_measured():
+    speeds = Speeds(1e-6, ((10, 2e-6), (1000, 2e-4)), 1e-5, 0.1)
+    assert speeds.of(1) == pytest.approx(1e-6) and speeds.of(10) == pytest.approx(2e-6)
+    assert speeds.of(100) == pytest.approx(2e-5) and speeds.of(4000) == pytest.approx(8e-4)
+    assert speeds.gain == pytest.approx(5)
+    assert not gritax.planning.can_pay(speeds)
+
+
+def test_a_plan_counts_as_a_solve_does():
+    plan = gritax.plan(small.loss, SGD, small.batches(), small.params(), 1024, coarse=gritax.FrozenGradient(8))
+    assert isinstance(plan.pilot, Pilot) and plan.pilot.converged
+    solution = gritax.solve(plan.step, plan.state, 1024, plan, tolerance=0, max_iterations=plan.pilot.iterations)
+    assert (plan.depth, plan.hierarchy.sizes) == (solution.depth, solution.level_sizes)
+    assert plan.work == pytest.approx(solution.work, rel=0.05)
+    assert plan.seconds_on(64) <= plan.seconds
+    assert plan.serial_seconds == plan.call + 1024 * plan.speeds.step
+
+
+def test_plans_of_other_runs_are_refused():
+    plan = gritax.plan(small.loss, SGD, small.batches(), small.params(), 256)
+    with pytest.raises(ValueError, match="plan is for a run of 256 steps"):
+        gritax.train(small.loss, SGD, small.batches(), small.params(), 300, plan=plan)
+    with pytest.raises(ValueError, match="from its own state"):
+        gritax.train(small.loss, SGD, small.batches(), small.params(1), 256, plan=plan)
