@@ -1,8 +1,9 @@
 """Training that is killed at random moments and taken up again: does it end with the weights of an uninterrupted run?
 
-    python benchmarks/killed.py [--times 20] [--steps 500000] [--seed 1] [--json FILE]
+    python benchmarks/killed.py [--goal time] [--times 20] [--seed 1] [--json FILE]
 
-Digits with Adam by `goal="time"`, in a process that gets SIGKILL at a moment drawn over the whole duration, start and
+Digits with Adam by `goal="time"`, one step after the other, or XOR by `goal="depth"` in windows that are solved in parallel
+(rows of the other goal in FILE are kept), in a process that gets SIGKILL at a moment drawn over the whole duration, start and
 compilation included, and then in others with the same directory of checkpoints until one of them finishes; runs follow until
 there were so many kills, half of them in training steps. What a process has reached is what it printed as each stretch of
 steps began. A row is a process:
@@ -36,16 +37,25 @@ class Told(gritax.Progress):
         print(json.dumps([first, num_steps, reason.startswith("to measure"), time.time()]), flush=True)
 
 
-def train(directory, steps):
-    problem = gritax.problems.digits()
+# (problem, steps, arguments of gritax.train) for each goal.
+RUNS = {
+    "time": (gritax.problems.digits, 500_000, {}),
+    "depth": (gritax.problems.xor, 1_000_000, {"window": 8192}),
+}
+
+
+def train(directory, goal):
+    make, steps, arguments = RUNS[goal]
+    problem = make()
     step, params = problem.step, problem.state.params
-    solution = gritax.train(step.loss, step.optimizer, step.batch, params, steps, resume=directory, progress=Told())
+    arguments |= {"goal": goal, "resume": directory, "progress": Told()}
+    solution = gritax.train(step.loss, step.optimizer, step.batch, params, steps, **arguments)
     print(json.dumps({"weights": digest(solution.params), "depth": solution.depth}), flush=True)
 
 
-def process(directory, steps, seconds=None):
+def process(directory, goal, seconds=None):
     """(the stretches that a process began, what it says at its end) if it is killed after so many seconds."""
-    command = [sys.executable, __file__, "--child", directory, "--steps", str(steps)]
+    command = [sys.executable, __file__, "--child", directory, "--goal", goal]
     with tempfile.TemporaryFile("w+") as output:
         child = subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=output)
         try:
@@ -60,19 +70,20 @@ def process(directory, steps, seconds=None):
     return lines, finished
 
 
-def row(run, directory, steps, seconds):
-    stretches, finished = process(directory, steps, seconds)
+def row(goal, run, directory, seconds):
+    stretches, finished = process(directory, goal, seconds)
     now, checkpoints = time.time(), Directory(directory)
     newest = checkpoints.latest()
     done, saved = (newest.done, checkpoints.files()[0].stat().st_mtime) if newest else (0, 0.0)
     since = max(saved, stretches[0][-1]) if stretches else now
     return {
+        "goal": goal,
         "run": run,
         "killed_after": None if finished else round(seconds, 2),
         "begun_at": stretches[0][0] if stretches else None,
         "last": stretches[-1][:2] if stretches else None,
         "checkpoint": done,
-        "lost_stretches": sum(first >= done and not measures for first, _, measures, _ in stretches),
+        "lost_stretches": len({first for first, _, measures, _ in stretches if first >= done and not measures}),
         "lost_seconds": None if finished else round(now - since, 2),
         "unfinished": sum(1 for _ in Path(directory).glob("*.unfinished")),
         "finished": finished,
@@ -95,29 +106,33 @@ def right(rows, wanted):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=500_000)
+    parser.add_argument("--goal", choices=RUNS, default="time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", metavar="FILE", help="written after every process")
     parser.add_argument("--child", metavar="DIRECTORY", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    goal = arguments.goal
     if arguments.child:
-        return train(arguments.child, arguments.steps)
+        return train(arguments.child, goal)
     rng, rows, killed, inside, run = np.random.default_rng(arguments.seed), [], [], [], 0
     enough = lambda: len(killed) >= arguments.times and 2 * len(inside) >= arguments.times
+    known = json.loads(Path(arguments.json).read_text())["rows"] if arguments.json and Path(arguments.json).exists() else []
+    others = [each for each in known if each["goal"] != goal]
     with tempfile.TemporaryDirectory() as directory:
         began = time.perf_counter()
-        _, wanted = process(f"{directory}/uninterrupted", arguments.steps)
+        _, wanted = process(f"{directory}/uninterrupted", goal)
         duration = time.perf_counter() - began
         while not enough():
             finished, run = None, run + 1
             while not finished:
                 moment = None if enough() else rng.uniform(0, duration)
-                rows.append(row(run, f"{directory}/{run}", arguments.steps, moment))
+                rows.append(row(goal, run, f"{directory}/{run}", moment))
                 finished = rows[-1]["finished"]
                 killed += [rows[-1]] * (not finished)
                 inside = [each for each in killed if each["last"]]
                 if arguments.json:
-                    write(arguments.json, [{"uninterrupted": wanted, "seconds": round(duration, 2)}, *rows])
+                    whole = {"goal": goal, "uninterrupted": wanted, "seconds": round(duration, 2)}
+                    write(arguments.json, [*others, whole, *rows])
     lost, verdict = [each["lost_seconds"] for each in inside], "as they should" if right(rows, wanted) else "NOT as they should"
     print(
         f"{len(killed)} kills, {len(inside)} of them in training steps, in {run} runs of {duration:.0f} s: resumed and ended "

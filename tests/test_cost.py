@@ -4,6 +4,9 @@ import jax.numpy as jnp
 import pytest
 
 import gritax
+from gritax._continuity import jumps
+from gritax._cycle import Cost
+from gritax._evolution import Evolution
 
 
 def _phi(u, start, stride):
@@ -121,3 +124,11 @@ def test_depth_on_few_devices():
     assert solution.depth_on(5) == solution.depth_on(10**6) == solution.depth
     with pytest.raises(ValueError, match="devices must be a whole number of at least 1"):
         solution.depth_on(0)
+
+
+def test_looking_for_a_jump_counts():
+    """Two ends and 26 halvings, between eight pairs of neighbours at once."""
+    cost, finest, c = Cost(), gritax.Multigrid(8).hierarchy(256)[0], 0.9 ** jnp.arange(33.0)
+    assert not jumps(Evolution(_phi, jnp.ones(())), finest, c, cost)
+    assert (cost.depth, cost.work) == (28, 8 * 28)
+    assert jumps(Evolution(lambda u, start, stride: u - 0.01 * jnp.sign(u - 0.95), jnp.ones(())), finest, c, cost)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import gritax
@@ -46,6 +47,15 @@ def test_phi_and_state(solve, phi, state, message):
 def test_a_coarse_step_that_changes_the_state_is_named_by_its_stride():
     with pytest.raises(ValueError, match=r"phi\(state, start, 4\) changes the state from float64\[2\] to float64\[3\]"):
         gritax.solve(lambda u, start, stride: u if stride == 1 else jnp.ones(3), jnp.ones(2), 100)
+
+
+def test_an_optimizer_that_begins_with_infinity():
+    best = optax.GradientTransformation(
+        lambda params: {"best": jnp.full((), jnp.inf)}, lambda g, state, params=None: (g, state)
+    )
+    optimizer = optax.chain(optax.sgd(0.1), best)
+    with pytest.raises(ValueError, match=r"\['best'\].* for optax.contrib.reduce_on_plateau, .* take a schedule of the step"):
+        gritax.train(lambda w, x: jnp.sum((w - x) ** 2), optimizer, lambda step: jnp.ones(2), jnp.zeros(2), 40)
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ class Attempt:
         if not self.monitor.slow:
             return None
         if self.discontinuous is None:
-            self.discontinuous = jumps(self.cycle.evolution, self.cycle.hierarchy[0], c)
+            self.discontinuous = jumps(self.cycle.evolution, self.cycle.hierarchy[0], c, self.cycle.cost)
             if self.discontinuous and self.bounds.depth == math.inf:
                 warnings.warn(f"Slow convergence: {_DISCONTINUOUS}.", stacklevel=5)
         if self.discontinuous or not self.monitor.can_refine:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ._cycle import Cost
 from ._evolution import Evolution
 from ._hierarchy import Level
 from ._kernel import kernel
@@ -16,13 +17,15 @@ _SEGMENTS = 8
 _ROUNDINGS = 16
 
 
-def jumps(evolution: Evolution, finest: Level, c: Points) -> bool:
+def jumps(evolution: Evolution, finest: Level, c: Points, cost: Cost) -> bool:
     """Whether phi jumps somewhere between neighbouring C-points.
 
     Along the segment between two of them the change of phi's update is bisected, always into the half where it changes more.
     Of a continuous update nothing remains; of one that jumps, the jump.
     """
     points = np.unique(np.linspace(0, finest.num_intervals - 1, _SEGMENTS).astype(np.int32))
+    updates = 2 + _tolerated(c)[1]
+    cost.spend(len(points), updates, updates * len(points))
     return bool(np.max(np.asarray(_remaining(evolution, c, points, points * finest.factor))) > _tolerated(c)[0])
 
 

@@ -34,7 +34,12 @@ def validated(phi: Phi, state: PyTree, num_steps: int) -> tuple[Evolution, PyTre
     floating, clock = evolution.split(state)
     if not jax.tree.leaves(floating):
         raise ValueError("state has no floating-point array: there is nothing to solve for.")
-    require_finite("state", state, "Give a finite initial state.")
+    require_finite(
+        "state",
+        state,
+        "Give a finite initial state. What an optimizer keeps must be finite too: for optax.contrib.reduce_on_plateau, which "
+        "begins with infinity, take a schedule of the step.",
+    )
     *after, loss = first_step(evolution, floating, clock)
     if loss is not None and not np.isfinite(np.asarray(loss)):
         raise ValueError(f"the loss at step 0 is {float(loss)}: look at the data of step 0 and at the initial parameters.")

@@ -172,7 +172,8 @@ class Keeper:
             raise ValueError(f"{begun} began with other params than these. {cure}")
         for name, given in run.asked.items():
             if not _same(facts["asked"][name], given):
-                raise ValueError(f"{begun} has {name} {facts['asked'][name]}, not {given}. {cure}")
+                before, now = (f"{each:.6g}" if isinstance(each, float) else each for each in (facts["asked"][name], given))
+                raise ValueError(f"{begun} has {name} {before}, not {now}. {cure}")
         floating = eqx.filter(run.state, eqx.is_inexact_array)
         direction = from_arrays(floating, found.arrays[count:]) if found.arrays[count:] else None
         run.state, run.done = state, found.done
