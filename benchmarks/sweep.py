@@ -97,7 +97,7 @@ def _compare(name, phi, state, level, pairs):
     right_hand_side = stacked(zero, level.factor, lanes) if level.index else None
     g = stacked(evolution.split(zero)[0], level.size) if level.index else None
     c, states = stacked(evolution.split(state)[0], lanes + 1), stacked(state, lanes)
-    e = arrived(c)
+    e = arrived(level, c)
 
     def sweep(count):
         nonlocal c, e

@@ -5,7 +5,7 @@ import pytest
 
 import gritax
 from gritax._continuity import jumps
-from gritax._cycle import Cost
+from gritax._cycle import Cycle
 from gritax._evolution import Evolution
 
 
@@ -128,7 +128,11 @@ def test_depth_on_few_devices():
 
 def test_looking_for_a_jump_counts():
     """Two ends and 26 halvings, between eight pairs of neighbours at once."""
-    cost, finest, c = Cost(), gritax.Multigrid(8).hierarchy(256)[0], 0.9 ** jnp.arange(33.0)
-    assert not jumps(Evolution(_phi, jnp.ones(())), finest, c, cost)
-    assert (cost.depth, cost.work) == (28, 8 * 28)
-    assert jumps(Evolution(lambda u, start, stride: u - 0.01 * jnp.sign(u - 0.95), jnp.ones(())), finest, c, cost)
+    method, c = gritax.Multigrid(8), 0.9 ** jnp.arange(33.0)
+    smooth, jumping = (
+        Cycle(Evolution(phi, jnp.ones(())), method.hierarchy(256), method)
+        for phi in (_phi, lambda u, start, stride: u - 0.01 * jnp.sign(u - 0.95))
+    )
+    assert not jumps(smooth, c)
+    assert (smooth.cost.depth, smooth.cost.work) == (28, 8 * 28)
+    assert jumps(jumping, c)

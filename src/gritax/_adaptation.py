@@ -10,7 +10,8 @@ from jaxtyping import PyTree
 from ._cycle import Cost, Cycle
 from ._evolution import Evolution, Phi, optional
 from ._hierarchy import Multigrid
-from ._relaxation import Points
+from ._layout import local, replicated
+from ._relaxation import Points, states_at
 
 
 logger = logging.getLogger("gritax")
@@ -83,7 +84,7 @@ class Adaptation:
 
     def _go_on(self, cycle: Cycle, better: Phi | None) -> None:
         if self._take(better):
-            cycle.evolution = cycle.evolution.with_phi(self.evolution.phi)
+            cycle.evolution = replicated(cycle.evolution.with_phi(self.evolution.phi), cycle.mesh)
 
     def _along(self, cycle: Cycle, c: Points, iteration: int) -> Phi | None:
         if optional(self.evolution.phi, "adapted") is None:
@@ -91,10 +92,9 @@ class Adaptation:
         spacing = cycle.hierarchy[0].factor
         starts = points_along(self.num_steps, spacing)
         points = starts // spacing
-        floating = cycle.evolution.natural(jax.tree.map(lambda x: x[points], c))
-        return self._adapted(
-            cycle.evolution, (floating, jax.vmap(cycle.evolution.clock)(jnp.asarray(starts))), starts, iteration
-        )
+        evolution, found = local((cycle.evolution, states_at(cycle.hierarchy[0], c, points)), cycle.mesh)
+        clocks = jax.vmap(evolution.clock)(jnp.asarray(starts))
+        return self._adapted(evolution, (evolution.natural(found), clocks), starts, iteration)
 
     def refine(self, reason: str) -> None:
         """Takes the finer coarse steps of phi."""

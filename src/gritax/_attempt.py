@@ -16,6 +16,7 @@ from ._cycle import Cycle
 from ._diagnosis import diagnose
 from ._evolution import Evolution
 from ._hierarchy import Hierarchy, Multigrid
+from ._layout import local, replicated
 from ._norms import Norms, measure
 from ._relaxation import Points, arrived
 from ._solution import Iteration, Solution
@@ -90,13 +91,15 @@ class Attempt:
         """(C-points, arrivals, final state, why it ended), from the initial state and the initial guess `c`."""
         cycle, skip = self.cycle, self.cycle.method.skip_first_down and len(self.cycle.hierarchy) > 1
         relaxed: Array | float = math.nan
-        final, origin = u0, u0 if self.bounds.origin is None else self.bounds.origin
+        origin = u0 if self.bounds.origin is None else replicated(self.bounds.origin, cycle.mesh)
+        final = u0
         spent = last = cycle.cost.depth
         while True:
             # One sweep gives the residual of this iterate, its final state, and the first arrivals of the next iteration.
             before = final
-            c, e, final = cycle.relax_finest(c, arrived(c), 1)
-            norms = Norms(*np.asarray(measure(cycle.hierarchy[0], cycle.evolution, c, e, final, before, origin)).tolist())
+            finest = cycle.hierarchy[0]
+            c, e, final = cycle.relax_finest(c, arrived(finest, c), 1)
+            norms = Norms(*np.asarray(measure(finest, cycle.evolution, c, e, final, before, origin)).tolist())
             spent, last = cycle.cost.depth, spent
             verdict = self._report(norms, relaxed) or self._examined(c) or self._given_up(spent, spent - last)
             if verdict is not None:
@@ -134,7 +137,7 @@ class Attempt:
         if not self.monitor.slow:
             return None
         if self.discontinuous is None:
-            self.discontinuous = jumps(self.cycle.evolution, self.cycle.hierarchy[0], c, self.cycle.cost)
+            self.discontinuous = jumps(self.cycle, c)
             if self.discontinuous and self.bounds.depth == math.inf:
                 warnings.warn(f"Slow convergence: {_DISCONTINUOUS}.", stacklevel=5)
         if self.discontinuous or not self.monitor.can_refine:
@@ -166,7 +169,8 @@ class Attempt:
         if self.bounds.depth < math.inf:  # the steps are then taken otherwise, and need no cure
             return verdict
         try:
-            return verdict.because(diagnose(self.cycle.evolution, self.cycle.hierarchy, u0, clock))
+            evolution, u0 = local((self.cycle.evolution, u0), self.cycle.mesh)
+            return verdict.because(diagnose(evolution, self.cycle.hierarchy, u0, clock))
         except Exception as error:  # whatever phi does on perturbed states, the verdict and the solution must get through
             logger.debug("no diagnosis", exc_info=error)
             return verdict.because("Its cause could not be found")

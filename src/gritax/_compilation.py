@@ -12,9 +12,19 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._correction import keep_exact, restrict
-from ._cycle import Cycle, from_nothing
+from ._cycle import Cycle
 from ._norms import measure, residual_norm
-from ._relaxation import all_points, arrived, begun_with, everywhere, first_arrival, march, relax_coarse, relax_finest
+from ._relaxation import (
+    all_points,
+    arrived,
+    begun_with,
+    everywhere,
+    first_arrival,
+    march,
+    nothing,
+    relax_coarse,
+    relax_finest,
+)
 
 
 def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:
@@ -25,30 +35,28 @@ def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:
 
     evolution, count = cycle.evolution, np.int32(1)
     finest, *coarser = cycle.hierarchy.levels
-    c, e = points(finest.num_intervals + 1), points(finest.num_intervals)
+    c, e = points(finest.layout.total), points(finest.layout.padded(finest.num_intervals))
     kernels = [
         (relax_finest, (finest, evolution, c, e, count)),
         (measure, (finest, evolution, c, e, u0, u0, u0)),
-        (residual_norm, (c, e)),
-        (arrived, (c,)),
-        (from_nothing, (cycle.hierarchy, u0)),
-        (keep_exact, (c, e, count)),
+        (residual_norm, (finest, c, e)),
+        (arrived, (finest, c)),
+        (keep_exact, (finest, c, e, count)),
     ]
     for level in coarser:
-        g, c = points(level.size), points(level.num_intervals + 1)
-        kernels.append((restrict, (level, evolution, points(level.size + 1), g)))
+        c, arrivals = points(level.layout.total), points(level.points.padded(level.size))
+        g = points(level.points.total if level.layout.is_shared else level.size)
+        kernels.append((restrict, (level, evolution, points(level.points.total), arrivals)))
+        kernels += [(everywhere, (level, u0)), (nothing, (level, u0))]
         if level is cycle.hierarchy[-1]:
             kernels.append((march, (level, evolution, c, g, count)))
-            kernels.append((everywhere, (2, u0)))
         else:
-            lanes = level.num_intervals + (level.tail > 0)
-            reached = points(level.factor, lanes)
+            reached = points(level.factor, level.num_lanes * (level.layout.devices if level.layout.is_shared else 1))
             kernels += [
                 (relax_coarse, (level, evolution, c, g, count, count, count)),
                 (all_points, (level, c, reached)),
-                (everywhere, (level.num_intervals + 1, u0)),
-                (first_arrival, (reached,)),
-                (begun_with, (points(level.size + 1), u0, c, reached, count)),
+                (first_arrival, (level, reached)),
+                (begun_with, (level, points(level.points.total), u0, c, reached, count)),
             ]
     # Tracing stays in this thread: JAX's settings, such as a default device, may be those of a thread.
     with ThreadPoolExecutor(os.cpu_count()) as pool:

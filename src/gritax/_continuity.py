@@ -5,42 +5,44 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._cycle import Cost
+from ._cycle import Cycle
 from ._evolution import Evolution
-from ._hierarchy import Level
 from ._kernel import kernel
+from ._layout import local
 from ._norms import norm
-from ._relaxation import Points
+from ._relaxation import Points, states_at
 
 
 _SEGMENTS = 8
 _ROUNDINGS = 16
 
 
-def jumps(evolution: Evolution, finest: Level, c: Points, cost: Cost) -> bool:
+def jumps(cycle: Cycle, c: Points) -> bool:
     """Whether phi jumps somewhere between neighbouring C-points.
 
     Along the segment between two of them the change of phi's update is bisected, always into the half where it changes more.
     Of a continuous update nothing remains; of one that jumps, the jump.
     """
+    finest = cycle.hierarchy[0]
     points = np.unique(np.linspace(0, finest.num_intervals - 1, _SEGMENTS).astype(np.int32))
     updates = 2 + _tolerated(c)[1]
-    cost.spend(len(points), updates, updates * len(points))
-    return bool(np.max(np.asarray(_remaining(evolution, c, points, points * finest.factor))) > _tolerated(c)[0])
+    cycle.cost.spend(len(points), updates, updates * len(points))
+    found = cycle.evolution, states_at(finest, c, points), states_at(finest, c, points + 1)
+    evolution, low, high = local(found, cycle.mesh)
+    return bool(np.max(np.asarray(_remaining(evolution, low, high, points * finest.factor))) > _tolerated(low)[0])
 
 
-def _tolerated(c) -> tuple[float, int]:
+def _tolerated(u) -> tuple[float, int]:
     """(largest share of the change that a continuous update may leave, bisections)."""
-    single = any(jnp.finfo(leaf.dtype).bits < 64 for leaf in jax.tree.leaves(c))
+    single = any(jnp.finfo(leaf.dtype).bits < 64 for leaf in jax.tree.leaves(u))
     return (1e-2, 12) if single else (1e-4, 26)
 
 
 @kernel
-def _remaining(evolution: Evolution, c: Points, points: Array, starts: Array) -> Array:
-    def along(point, start):
+def _remaining(evolution: Evolution, low: Points, high: Points, starts: Array) -> Array:
+    def along(low, high, start):
         clock = evolution.clock(start)
-        low = evolution.natural(jax.tree.map(lambda x: x[point], c))
-        high = evolution.natural(jax.tree.map(lambda x: x[point + 1], c))
+        low, high = evolution.natural(low), evolution.natural(high)
 
         def update(t):
             u = jax.tree.map(lambda x, y: x + t.astype(x.dtype) * (y - x), low, high)
@@ -61,10 +63,10 @@ def _remaining(evolution: Evolution, c: Points, points: Array, starts: Array) ->
         zero, one = jnp.zeros(()), jnp.ones(())
         ends = ((zero, update(zero)), (one, update(one)))
         whole = change(ends[0][1], ends[1][1])
-        (_, low_end), (_, high_end) = jax.lax.fori_loop(0, _tolerated(c)[1], bisect, ends)
+        (_, low_end), (_, high_end) = jax.lax.fori_loop(0, _tolerated(low)[1], bisect, ends)
         jump = change(low_end, high_end)
         # An update is a difference of states, whose rounding makes it jump as well.
         rounding = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(low)) * norm(evolution.params(high, clock))
         return jnp.where(jump > _ROUNDINGS * rounding, jump / jnp.where(whole > 0, whole, 1), 0)
 
-    return jax.vmap(along)(points, starts)
+    return jax.vmap(along)(low, high, starts)

@@ -2,18 +2,15 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from . import _relaxation as kernels
 from ._correction import keep_exact, restrict
 from ._evolution import Evolution, Phi, evaluations, optional
 from ._hierarchy import Hierarchy, Level, Multigrid
-from ._kernel import kernel
 from ._norms import residual_norm
 from ._relaxation import Points, arrived
 
@@ -61,6 +58,11 @@ class Cycle:
     front: int = 0
 
     @property
+    def mesh(self) -> Mesh | None:
+        """The devices that share the levels."""
+        return self.hierarchy[0].layout.mesh
+
+    @property
     def exact_steps(self) -> int:
         finest = self.hierarchy[0]
         return finest.size if self.front >= finest.num_intervals else self.front * finest.factor
@@ -73,19 +75,20 @@ class Cycle:
         finest = self.hierarchy[0]
         if finest.sweeps:
             c, e, _ = self.relax_finest(c, e, finest.sweeps)
-        relaxed = residual_norm(c, e)
+        relaxed = residual_norm(finest, c, e)
         self.front += 1 + (finest.sweeps if finest.weight == 1 else 0)
         corrected = c if len(self.hierarchy) == 1 else self.correct(finest, c, e, self.method.cycle)
-        return keep_exact(corrected, e, np.int32(self.front)), relaxed
+        return keep_exact(finest, corrected, e, np.int32(self.front)), relaxed
 
     def ascend(self, u0: PyTree[Array], cycle: str) -> Points:
         """The C-points of level 0 by the way up alone: solve the coarsest level for its own propagator, fill the others."""
-        c, right_hand_sides = from_nothing(self.hierarchy, u0)
+        coarsest = self.hierarchy[-1]
+        c = kernels.everywhere(coarsest, u0)
         if len(self.hierarchy) == 1:
             return self.march_finest(c)
-        c = self.march(c, right_hand_sides[-1])
+        c = self.march(c, kernels.nothing(coarsest, u0))
         for level in reversed(self.hierarchy.levels[1:-1]):
-            g = right_hand_sides[level.index - 1]
+            g = kernels.nothing(level, u0)
             c = self.fill(level, c, g) if cycle == "V" else self.solve(level, c, g, "V")
         return c
 
@@ -95,25 +98,26 @@ class Cycle:
         So strides grow with the distance from the start. All intervals go along with the first, in the program of the level's
         relaxation, which is compiled anyway.
         """
-        c, right_hand_sides = from_nothing(self.hierarchy, u0)
+        coarsest = self.hierarchy[-1]
         if len(self.hierarchy) == 1:
-            return self.march_finest(c)
+            return self.march_finest(kernels.everywhere(coarsest, u0))
         begun, first, beginnings = u0, 0, []
-        for level, g in zip(self.hierarchy.levels[1:-1], right_hand_sides, strict=False):
-            c = kernels.everywhere(level.num_intervals + 1, begun)
+        for level in self.hierarchy.levels[1:-1]:
+            c, g = kernels.everywhere(level, begun), kernels.nothing(level, u0)
             reached = self.relax_coarse(level, c, g, 1, level.factor, first)[2]
             beginnings.append((level, g, c, reached, np.int32(first)))
-            begun, first = kernels.first_arrival(reached), 1
-        c = self.march(kernels.everywhere(2, begun), right_hand_sides[-1], first)
+            begun, first = kernels.first_arrival(level, reached), 1
+        c = self.march(kernels.everywhere(coarsest, begun), kernels.nothing(coarsest, u0), first)
         for level, g, *beginning in reversed(beginnings):
-            c = kernels.begun_with(self.fill(level, c, g), u0, *beginning)
+            c = kernels.begun_with(level, self.fill(level, c, g), u0, *beginning)
         return c
 
     def march_finest(self, c: Points) -> Points:
         """The points of the only level there is."""
-        c, e, _ = self.relax_finest(c, arrived(c), 1)
+        finest = self.hierarchy[0]
+        c, e, _ = self.relax_finest(c, arrived(finest, c), 1)
         self.front = 1
-        return keep_exact(c, e, np.int32(1))
+        return keep_exact(finest, c, e, np.int32(1))
 
     def correct(self, level: Level, c: Points, e: Points, cycle: str) -> Points:
         """The C-points of `level` from the level below it: restrict, solve there, take its points."""
@@ -158,13 +162,3 @@ class Cycle:
 
 def _interval_starts(level: Level) -> np.ndarray:
     return np.arange(level.num_intervals + (level.tail > 0)) * level.factor
-
-
-@partial(kernel, static_argnums=0)
-def from_nothing(hierarchy: Hierarchy, u0: PyTree[Array]) -> tuple[Points, list[Points]]:
-    """C-points of the coarsest level, all of them the first state, and right-hand sides of zero for every coarse level."""
-
-    def zeros(size):
-        return jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), u0)
-
-    return jax.tree.map(lambda x: jnp.stack([x, x]), u0), [zeros(size) for size in hierarchy.sizes[1:]]

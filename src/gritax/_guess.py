@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._cycle import Cycle
-from ._kernel import kernel
+from ._hierarchy import Level
+from ._kernel import per_level
+from ._layout import replicated
 from ._relaxation import Points
 from ._state import called
 
@@ -31,18 +33,19 @@ def require_known_guess(initial_guess: InitialGuess, state: PyTree) -> None:
 
 def first_guess(cycle: Cycle, u0: PyTree[Array], initial_guess: InitialGuess) -> Points:
     """C-points `0, m, 2 m, …` of level 0, as stored; point 0 is the initial state."""
-    stored = cycle.evolution.stored(u0)
+    stored, finest = cycle.evolution.stored(u0), cycle.hierarchy[0]
     if initial_guess in ("graded", "nested"):
         return cycle.ascend_graded(stored) if initial_guess == "graded" else cycle.ascend(stored, "V")
     if not callable(initial_guess):
-        return _uniform(stored, cycle.hierarchy[0], initial_guess == "zeros")
-    steps = jnp.arange(1, cycle.hierarchy[0].num_intervals + 1, dtype=jnp.int32) * cycle.hierarchy[0].factor
+        return _uniform(finest, stored, jax.tree.map(jnp.zeros_like, stored) if initial_guess == "zeros" else stored)
+    steps = jnp.arange(1, finest.num_intervals + 1, dtype=jnp.int32) * finest.factor
     state = cycle.evolution.merge(u0, cycle.evolution.clock(jnp.int32(0)))
 
     def guess(step):
         return cycle.evolution.stored(cycle.evolution.split(_guessed(initial_guess, state, step))[0])
 
-    return jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), stored, jax.vmap(guess)(steps))
+    c = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), stored, replicated(jax.vmap(guess)(steps), cycle.mesh))
+    return _own(finest, c)
 
 
 def _guessed(initial_guess, state, step):
@@ -58,7 +61,18 @@ def _guessed(initial_guess, state, step):
     return called("initial_guess(step)", "step", guess, state, step)
 
 
-@partial(kernel, static_argnames=("finest", "zeros"))
-def _uniform(u0, finest, zeros):
-    num_points = finest.num_intervals + 1
-    return jax.tree.map(lambda x: jnp.broadcast_to(jnp.zeros_like(x) if zeros else x, (num_points, *x.shape)).at[0].set(x), u0)
+@per_level("intervals")
+def _uniform(level: Level, u0: PyTree[Array], u: PyTree[Array]) -> Points:
+    """One state at all C-points but the first."""
+
+    def fill(first, other):
+        is_first = jax.lax.expand_dims(level.layout.index() == 0, range(1, other.ndim + 1))
+        return jnp.where(is_first, first[None], other[None])
+
+    return jax.tree.map(fill, u0, u)
+
+
+@per_level("intervals")
+def _own(level: Level, c: Points) -> Points:
+    """What each device is to hold of all C-points."""
+    return level.layout.own(c)

@@ -5,6 +5,7 @@ from numbers import Integral, Real
 from typing import Literal
 
 from ._arguments import require_whole
+from ._layout import Layout
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,8 @@ class Level:
 
     Every `factor`-th point is a C-point; the others, the trailing ones among them, are F-points. `sweeps` FC sweeps
     precede the last F-relaxation, with the weight `weight` in their C-relaxations. At most `lanes` intervals advance together.
-    The coarsest level is one interval, `factor == size`: it is solved step by step.
+    The coarsest level is one interval, `factor == size`: it is solved step by step. On a mesh `c_layout` and `point_layout` say
+    who holds what.
     """
 
     index: int
@@ -23,6 +25,8 @@ class Level:
     sweeps: int = 0
     weight: float = 1.0
     lanes: int | None = None
+    c_layout: Layout | None = None
+    point_layout: Layout | None = None
 
     @property
     def num_intervals(self) -> int:
@@ -33,6 +37,26 @@ class Level:
     def tail(self) -> int:
         """The F-points after the last C-point."""
         return self.size % self.factor
+
+    @property
+    def layout(self) -> Layout:
+        """Who holds its C-points, each with the interval that it begins."""
+        return self.c_layout or Layout(self.num_intervals + 1)
+
+    @property
+    def points(self) -> Layout:
+        """Who holds its points, which are the C-points of the next finer level."""
+        return self.point_layout or Layout(self.size + 1)
+
+    @property
+    def num_lanes(self) -> int:
+        """The intervals that a device advances together; F-points after the last C-point are one more."""
+        return self.layout.block or self.num_intervals + (self.tail > 0)
+
+    @property
+    def num_arrivals(self) -> int:
+        """The arrivals that a device holds."""
+        return self.layout.block or self.num_intervals
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,16 @@
 """Compiled kernels: one for each level, which has its own stride and shapes, and no more of them than a process can hold."""
 
+import inspect
+import math
 from collections.abc import Callable, Hashable
-from functools import cache, update_wrapper
-from typing import Any
+from functools import cache, partial, update_wrapper
+from typing import Any, Literal
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ._hierarchy import Level
+from ._layout import AXIS
 
 
 # A kernel on so few numbers costs more to compile than to run: XLA's older code generator takes half the time, and its code
@@ -50,23 +54,84 @@ def _quick_options() -> dict | None:
     return _QUICK
 
 
-class per_level:
-    """`jax.jit` of `function(level, *arrays)`, where the level is static."""
+# An array that is shared between devices, by what its leading axis counts: intervals of the level, or points of it, which are
+# intervals of the next finer one. "reached" has intervals as its second axis. None: the same on every device.
+_Kind = Literal["intervals", "points", "reached"] | None
 
-    def __init__(self, function: Callable):
+
+def _spec(level: Level, kind: _Kind) -> PartitionSpec:
+    if kind is None:
+        return PartitionSpec()
+    if kind == "reached":
+        return PartitionSpec(None, *level.layout.spec)
+    return (level.points if kind == "points" else level.layout).spec
+
+
+class per_level:
+    """`jax.jit` of `function(level, *arrays)`, where the level is static, on one device or on those that share the level.
+
+    The arrays that are shared are named, and `out` says so of the results, a tuple of them if there are several.
+    """
+
+    def __init__(self, out: _Kind | tuple[_Kind, ...], **shared: _Kind):
+        self._out: _Kind | tuple[_Kind, ...] = out
+        self._shared = shared
+
+    def __call__(self, function: Callable) -> "_PerLevel":
+        return _PerLevel(function, self._out, self._shared)
+
+
+class _PerLevel:
+    def __init__(self, function: Callable, out: _Kind | tuple[_Kind, ...], shared: dict[str, _Kind]):
         self._function = function
-        self._full = self._quick = kernel(function, static_argnums=0)
+        self._out: tuple[_Kind, ...] | _Kind = out
+        self._kinds: list[_Kind] = [shared.get(name) for name in list(inspect.signature(function).parameters)[1:]]
+        self._full = self._quick = kernel(self._placed, static_argnums=0)
         update_wrapper(self, function)
 
+    def _placed(self, level: Level, *arrays):
+        if level.layout.mesh is None:
+            return self._function(level, *arrays)
+        outs = self._out if isinstance(self._out, tuple) else (self._out,)
+        specs = tuple(_spec(level, kind) for kind in outs)
+        return jax.shard_map(
+            partial(self._function, level),
+            mesh=level.layout.mesh,
+            in_specs=tuple(_spec(level, kind) for kind in self._kinds),
+            out_specs=specs if isinstance(self._out, tuple) else specs[0],
+            axis_names={AXIS},
+            check_vma=False,
+        )(*arrays)
+
     def _for(self, level: Level, arrays):
-        if level.index == 0 or _quick_options() is None or sum(x.size for x in jax.tree.leaves(arrays)) > _SMALL:
+        # By the sizes of the whole level: which compiler serves must not depend on the number of devices.
+        if level.index == 0 or _quick_options() is None or self._numbers(level, arrays) > _SMALL:
             return self._full
         if self._quick is self._full:
-            self._quick = kernel(self._function, static_argnums=0, compiler_options=_QUICK)
+            self._quick = kernel(self._placed, static_argnums=0, compiler_options=_QUICK)
         return self._quick
+
+    def _numbers(self, level: Level, arrays) -> int:
+        counts = {"intervals": level.num_intervals + 1, "points": level.size + 1, "reached": level.size}
+        axes = {"reached": 2}
+
+        def size(kind, x):
+            return x.size if kind is None else math.prod(x.shape[axes.get(kind, 1) :]) * counts[kind]
+
+        return sum(size(kind, x) for kind, each in zip(self._kinds, arrays, strict=True) for x in jax.tree.leaves(each))
 
     def __call__(self, level: Level, *arrays):
         return self._for(level, arrays)(level, *arrays)
 
     def lower(self, level: Level, *arrays) -> jax.stages.Lowered:
+        """For arrays and their shapes alike; the latter get the shardings that a call will see."""
+        mesh = level.layout.mesh
+        if mesh is not None:
+
+            def placed(kind, x):
+                if not isinstance(x, jax.ShapeDtypeStruct):
+                    return x
+                return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, _spec(level, kind)))
+
+            arrays = [jax.tree.map(partial(placed, kind), each) for kind, each in zip(self._kinds, arrays, strict=True)]
         return self._for(level, arrays).lower(level, *arrays)

@@ -8,8 +8,8 @@ from jaxtyping import Array, PyTree
 
 from ._evolution import Evolution
 from ._hierarchy import Level
-from ._kernel import kernel, per_level
-from ._relaxation import Points, arrived
+from ._kernel import per_level
+from ._relaxation import Points
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,25 @@ def _at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
-@kernel
-def residual_norm(c: Points, e: Points) -> Array:
-    """2-norm over the C-points of `Phi(u[c-1]) - u[c]`, all floating leaves."""
-    return norm(jax.tree.map(jnp.subtract, e, arrived(c)))
+@per_level(None, c="intervals", e="intervals")
+def residual_norm(level: Level, c: Points, e: Points) -> Array:
+    """2-norm over the C-points of `Phi(u[c-1]) - u[c]`, all floating leaves.
+
+    That of the norms at single points, in their order, whichever devices have them.
+    """
+    return norm(_at_ends(level, jax.vmap(norm)(_difference(level.layout.arrivals(c, e), c))))
 
 
-@per_level
+def _difference(x, y):
+    return jax.tree.map(jnp.subtract, x, y)
+
+
+def _at_ends(level, values):
+    """What is known at each C-point, of all but the first, on every device."""
+    return jax.tree.map(lambda x: x[1:], level.layout.collected(values))
+
+
+@per_level(None, c="intervals", e="intervals")
 def measure(
     level: Level,
     evolution: Evolution,
@@ -59,34 +71,35 @@ def measure(
     origin: PyTree[Array],
 ) -> Array:
     """The fields of `Norms` as one array: a single transfer to the host an iteration. `origin` is where the run begins."""
-    starts = jnp.arange(1, level.num_intervals + 1, dtype=jnp.int32) * level.factor
 
     def params(u, start):
         return evolution.params(u, evolution.clock(start))
 
-    def params_at(stored, start):
-        return params(evolution.natural(stored), start)
+    def at(given, wanted, start):
+        params_at = lambda stored: params(evolution.natural(stored), start)
+        wanted_params = params_at(wanted)
+        mismatch = norm(_difference(wanted_params, params_at(given)))
+        return norm(_difference(wanted, given)), mismatch, norm(wanted), norm(wanted_params)
 
-    def difference(x, y):
-        return jax.tree.map(jnp.subtract, x, y)
-
-    wanted = jax.vmap(params_at)(e, starts)
-    given = jax.vmap(params_at)(arrived(c), starts)
+    # Padded points are past the end of the clocks' table.
+    starts = jnp.minimum(level.layout.index(), level.num_intervals) * level.factor
+    found = _at_ends(level, jax.vmap(at)(c, level.layout.arrivals(c, e), starts))
+    residual, mismatch, scale, params_scale = found
+    end = jnp.int32(level.num_intervals * level.factor)
     first = params(origin, jnp.int32(0))
-    last, last_before = params(final, starts[-1]), params(final_before, starts[-1])
-    travelled = norm(difference(last, first))
+    last, last_before = params(final, end), params(final_before, end)
+    travelled = norm(_difference(last, first))
 
     def relative(x):
         # No distance travelled: zero is zero, any other figure is infinitely large.
         return jnp.where(travelled > 0, x / jnp.where(travelled > 0, travelled, 1), jnp.where(x == 0, x, jnp.inf))
 
-    mismatch = relative(jnp.max(jax.vmap(norm)(difference(wanted, given))))
-    size = relative(jnp.max(jax.vmap(norm)(wanted)))
-    moved = relative(norm(difference(last, last_before)))
-    return jnp.stack(jnp.broadcast_arrays(residual_norm(c, e), mismatch, norm(e), size, travelled, moved))
+    mismatch, size = relative(jnp.max(mismatch)), relative(jnp.max(params_scale))
+    moved = relative(norm(_difference(last, last_before)))
+    return jnp.stack(jnp.broadcast_arrays(norm(residual), mismatch, norm(scale), size, travelled, moved))
 
 
-@per_level
+@per_level((None, None), c="intervals", e="intervals")
 def converged_until(
     level: Level, evolution: Evolution, c: Points, e: Points, origin: PyTree[Array], aim: Array
 ) -> tuple[Array, Array]:
@@ -94,16 +107,17 @@ def converged_until(
 
     Those of the parameters in units of their distance from `origin`, those of all leaves in units of their size.
     """
-    starts = jnp.arange(1, level.num_intervals + 1, dtype=jnp.int32) * level.factor
+    starts = jnp.minimum(level.layout.index(), level.num_intervals) * level.factor
 
     def at(given, wanted, start):
         clock = evolution.clock(start)
         params = lambda stored: evolution.params(evolution.natural(stored), clock)
-        off = lambda a, b: norm(jax.tree.map(jnp.subtract, a, b))
+        off = lambda a, b: norm(_difference(a, b))
         travelled = off(params(given), evolution.params(origin, clock))
         return off(params(wanted), params(given)), travelled, off(wanted, given), norm(given)
 
-    mismatch, travelled, residual, size = jax.vmap(at)(arrived(c), e, starts)
+    found = jax.vmap(at)(c, level.layout.arrivals(c, e), starts)
+    mismatch, travelled, residual, size = _at_ends(level, found)
     error = jnp.maximum(jnp.cumsum(mismatch) / jnp.where(travelled > 0, travelled, 1), jnp.cumsum(residual) / size)
     # Not a number is not within the aim.
     within = jnp.cumprod((error <= aim.astype(error.dtype)).astype(jnp.int32))

@@ -4,7 +4,8 @@ On level l the equation of point k is `u[k] = Phi_l(u[k-1]) + g[k]`, with no `g`
 its C-points alone (`c`, leading axis `num_intervals + 1`). A *sweep* carries each of them through its interval and gives
 the *arrivals* (`e`, leading axis `num_intervals`), the values that the equation wants at the next C-point. Hence
 `e - c[1:]` is the residual, and a C-relaxation replaces `c[1:]` by `e`. Right-hand sides have the leading axis `size`.
-All of these are in the stored form of `Evolution`.
+All of these are in the stored form of `Evolution`. On a mesh each device has the intervals that its `Layout` says, and these
+axes are as long as that.
 """
 
 from functools import partial
@@ -15,57 +16,62 @@ from jaxtyping import Array, PyTree
 
 from ._evolution import Evolution
 from ._hierarchy import Level
-from ._kernel import kernel, per_level
+from ._kernel import per_level
 
 
 Points = PyTree[Array]
 
 
-@kernel
-def arrived(c: Points) -> Points:
+@per_level("intervals", c="intervals")
+def arrived(level: Level, c: Points) -> Points:
     """The C-points that intervals arrive at: all but the first."""
-    return jax.tree.map(lambda x: x[1:], c)
+    return level.layout.ends(c)
 
 
-@per_level
+@per_level(("intervals", "intervals", None), c="intervals", e="intervals")
 def relax_finest(level: Level, evolution: Evolution, c: Points, e: Points, sweeps: Array):
     """On the finest level, `sweeps` times {C-relaxation with the last arrivals, sweep}: `c`, `e` and the final state.
 
     To begin with an F-relaxation, pass `e = arrived(c)`: the C-relaxation then changes nothing. F-points are not kept; those
     after the last C-point are one more lane, of which the final state is. `sweeps` is traced: one kernel serves all.
     """
-    lanes = level.num_intervals + (level.tail > 0)
-    starts = _starts(level, lanes)
+    starts, last = _starts(level), level.num_intervals
 
-    def intervals(inputs, _):
-        """(arrivals, the state after the tail if the last of these intervals is that)."""
+    def intervals(inputs, _, final):
+        """(arrivals, the state after the tail if one of these intervals is that, else `final`)."""
         u, starts = inputs
+        tail = jnp.argmax(starts == last * level.factor)
 
         def step(j, carry):
             (u, clock), final = carry
             u, clock = _apply(level, evolution.advance, u, clock, starts + j)
             if level.tail:
-                final = jax.tree.map(lambda f, x: jnp.where(j == level.tail - 1, x[-1], f), final, u)
+                ends = (j == level.tail - 1) & (starts[tail] == last * level.factor)
+                final = jax.tree.map(lambda f, x: jnp.where(ends, x[tail], f), final, u)
             return (u, clock), final
 
-        start = ((u, jax.vmap(evolution.clock)(starts)), jax.tree.map(lambda x: x[-1], u))
+        start = ((u, jax.vmap(evolution.clock)(starts)), final)
         (u, _), final = jax.lax.fori_loop(jnp.int32(0), jnp.int32(level.factor), step, start)
         return evolution.stored(u), final
 
     def sweep(c):
-        u = evolution.natural(jax.tree.map(lambda x: x[:lanes], c))
-        e, final = _together(intervals, level.lanes, ((u, starts), 0), (u, 0))
-        last = evolution.natural(jax.tree.map(lambda x: x[-1], c))
-        return jax.tree.map(lambda x: x[: level.num_intervals], e), final if level.tail else last
+        u = evolution.natural(jax.tree.map(lambda x: x[: level.num_lanes], c))
+        final = jax.tree.map(lambda x: x[0], u)
+        e, final = _together(intervals, level.lanes, ((u, starts), 0), (u, 0), final)
+        return jax.tree.map(lambda x: x[: level.num_arrivals], e), final
 
     def cycle(_, carry):
-        c = _c_relax(carry[0], carry[1], level.weight)
+        c = _c_relax(level, carry[0], carry[1])
         return c, *sweep(c)
 
-    return jax.lax.fori_loop(jnp.int32(0), sweeps, cycle, (c, e, evolution.natural(jax.tree.map(lambda x: x[-1], c))))
+    first = evolution.natural(jax.tree.map(lambda x: x[0], c))
+    c, e, final = jax.lax.fori_loop(jnp.int32(0), sweeps, cycle, (c, e, first))
+    if level.tail:
+        return c, e, level.layout.from_owner(final, last)
+    return c, e, evolution.natural(level.layout.at(c, last))
 
 
-@per_level
+@per_level(("intervals", "intervals", "reached"), c="intervals", g="intervals")
 def relax_coarse(
     level: Level, evolution: Evolution, c: Points, g: Points, sweeps: Array, steps: Array, first: Array
 ) -> tuple[Points, Points, Points]:
@@ -74,11 +80,10 @@ def relax_coarse(
     That is the F-points, and arrivals where there is a C-point, as [point in its interval, interval]. A sweep goes from point
     `first` of each interval to point `steps`: 0 and `factor` for arrivals, one less for a plain F-relaxation.
     """
-    lanes = level.num_intervals + (level.tail > 0)
-    starts = _starts(level, lanes)
-    g = jax.tree.map(partial(_by_interval, level, lanes), g)
+    starts = _starts(level)
+    g = jax.tree.map(partial(_by_interval, level), g)
 
-    def intervals(inputs, reached):
+    def intervals(inputs, reached, _):
         u, starts, g = inputs
 
         def step(j, carry):
@@ -91,49 +96,48 @@ def relax_coarse(
         return jax.lax.fori_loop(first, steps, step, (u, clock, reached))[2], ()
 
     def sweep(c, reached):
-        u = jax.tree.map(lambda x: x[:lanes], c)
+        u = jax.tree.map(lambda x: x[: level.num_lanes], c)
         return _together(intervals, level.lanes, ((u, starts, g), (0, 0, 1)), (reached, 1))[0]
 
     def cycle(_, carry):
         c, reached = carry
-        c = _c_relax(c, arrivals(reached), level.weight)
+        c = _c_relax(level, c, arrivals(reached))
         return c, sweep(c, reached)
 
     def arrivals(reached):
-        return jax.tree.map(lambda x: x[-1, : level.num_intervals], reached)
+        return jax.tree.map(lambda x: x[-1, : level.num_arrivals], reached)
 
-    reached = jax.tree.map(lambda x, y: jnp.zeros_like(y).at[-1, : level.num_intervals].set(x), arrived(c), g)
+    ends = level.layout.ends(c)
+    reached = jax.tree.map(lambda x, y: jnp.zeros_like(y).at[-1, : level.num_arrivals].set(x), ends, g)
     c, reached = jax.lax.fori_loop(jnp.int32(0), sweeps, cycle, (c, reached))
     return c, arrivals(reached), reached
 
 
-def _together(advance, most, inputs, outputs):
-    """`(outputs, last) = advance(inputs, outputs)`, of at most `most` intervals at a time; `last` is that of the last ones.
+def _together(advance, most, inputs, outputs, final=()):
+    """`(outputs, final) = advance(inputs, outputs, final)`, of at most `most` intervals at a time.
 
     The axes that count intervals stand beside the values. A last batch that would be shorter takes some intervals again.
     """
     (values, axes), (found, axis) = inputs, outputs
     lanes = jax.tree.leaves(found)[0].shape[axis]
     if most is None or most >= lanes:
-        return advance(values, found)
+        return advance(values, found, final)
     axes = axes if isinstance(axes, tuple) else (axes,) * len(values)
 
     def batch(i, carry):
-        found, _ = carry
+        found, final = carry
         start = jnp.minimum(i * most, lanes - most)
         part = lambda axis: lambda x: jax.lax.dynamic_slice_in_dim(x, start, most, axis)
-        new, last = advance(
-            tuple(jax.tree.map(part(axis), x) for x, axis in zip(values, axes, strict=True)), jax.tree.map(part(axis), found)
-        )
+        given = tuple(jax.tree.map(part(axis), x) for x, axis in zip(values, axes, strict=True))
+        new, final = advance(given, jax.tree.map(part(axis), found), final)
         put = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, axis)
-        return jax.tree.map(put, found, new), last
+        return jax.tree.map(put, found, new), final
 
-    last = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(advance, values, found)[1])
-    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(-(-lanes // most)), batch, (found, last))
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(-(-lanes // most)), batch, (found, final))
 
 
-def _starts(level, lanes):
-    return jnp.arange(lanes, dtype=jnp.int32) * (level.factor * level.stride)
+def _starts(level):
+    return level.layout.index()[: level.num_lanes] * (level.factor * level.stride)
 
 
 def _apply(level, advance, u, clock, starts):
@@ -142,31 +146,40 @@ def _apply(level, advance, u, clock, starts):
     return jax.vmap(lambda u, clock, start: advance(u, clock, start, level.stride))(u, clock, starts)
 
 
-def _c_relax(c, e, weight):
+def _c_relax(level, c, e):
     def new(old, arrival):
-        return arrival if weight == 1 else old + weight * (arrival - old)
+        return arrival if level.weight == 1 else old + level.weight * (arrival - old)
 
-    return jax.tree.map(lambda x, y: jnp.concatenate([x[:1], new(x[1:], y)]), c, e)
+    return jax.tree.map(new, c, level.layout.arrivals(c, e))
 
 
-def _by_interval(level, lanes, x):
+def _by_interval(level, x):
     """Values at the points 1, …, size as [point in its interval, interval]."""
-    missing = lanes * level.factor - level.size
-    return jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)).reshape(lanes, level.factor, *x.shape[1:]).swapaxes(0, 1)
+    missing = level.num_lanes * level.factor - len(x)
+    x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+    return x.reshape(level.num_lanes, level.factor, *x.shape[1:]).swapaxes(0, 1)
 
 
-@per_level
+@per_level("points", c="intervals", reached="reached")
 def all_points(level: Level, c: Points, reached: Points) -> Points:
     """The points `0, …, size` of a coarse level from its C-points and the F-points in `reached`."""
 
     def interleave(c, reached):
-        points = reached.at[-1, : level.num_intervals].set(c[1:]).swapaxes(0, 1)
-        return jnp.concatenate([c[:1], points.reshape(-1, *c.shape[1:])[: level.size]])
+        begun = jnp.concatenate([c[None, : level.num_lanes], reached[:-1]]).swapaxes(0, 1)
+        return jnp.concatenate([begun.reshape(-1, *c.shape[1:]), c[level.num_lanes :]])
 
-    return jax.tree.map(interleave, c, reached)
+    points = jax.tree.map(interleave, c, reached)
+    return _as_points(level, points)
 
 
-@per_level
+def _as_points(level, x):
+    """What a device holds of the points of a level, from those of its intervals."""
+    if level.layout.is_shared or not level.points.is_shared:
+        return jax.tree.map(lambda x: x[: level.points.here], x)
+    return level.points.own(x)
+
+
+@per_level("points", c="intervals", g="intervals")
 def march(level: Level, evolution: Evolution, c: Points, g: Points, first: Array) -> Points:
     """All points of the coarsest level, one after the other from point `first` in the state `c[0]`."""
 
@@ -178,27 +191,49 @@ def march(level: Level, evolution: Evolution, c: Points, g: Points, first: Array
 
     u = jax.tree.map(lambda x: x[0], c)
     points = jax.tree.map(lambda x: jnp.broadcast_to(x, (level.size + 1, *x.shape)), u)
-    return jax.lax.fori_loop(first, jnp.int32(level.size), step, (u, evolution.clock(first * level.stride), points))[2]
+    start = (u, evolution.clock(first * level.stride), points)
+    return _as_points(level, jax.lax.fori_loop(first, jnp.int32(level.size), step, start)[2])
 
 
-@partial(kernel, static_argnums=0)
-def everywhere(num_points: int, u: PyTree[Array]) -> Points:
-    """One state at so many points."""
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_points, *x.shape)), u)
+@per_level("intervals")
+def everywhere(level: Level, u: PyTree[Array]) -> Points:
+    """One state at all C-points."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (level.layout.here, *x.shape)), u)
 
 
-@kernel
-def first_arrival(reached: Points) -> PyTree[Array]:
+@per_level("intervals")
+def nothing(level: Level, u: PyTree[Array]) -> Points:
+    """Right-hand sides of zero."""
+    count = level.factor * level.layout.block or level.size
+    return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), u)
+
+
+@per_level(None, reached="reached")
+def first_arrival(level: Level, reached: Points) -> PyTree[Array]:
     """Of all that was reached, the state at the end of the first interval."""
-    return jax.tree.map(lambda x: x[-1, 0], reached)
+    return level.layout.at(jax.tree.map(lambda x: x[-1], reached), 0)
 
 
-@kernel
-def begun_with(points: Points, u0: PyTree[Array], c: Points, reached: Points, first: Array) -> Points:
+@per_level("points", points="points", c="intervals", reached="reached")
+def begun_with(level: Level, points: Points, u0: PyTree[Array], c: Points, reached: Points, first: Array) -> Points:
     """The points of a level, with `u0` and the first interval in `reached`, from point `first` on in the state `c[0]`."""
+    index = level.points.index()
 
     def begin(points, u0, c, reached):
         begun = jnp.concatenate([u0[None], reached[:-1, 0]]).at[first].set(c[0])
-        return points.at[: len(begun)].set(begun)
+        is_begun = jax.lax.expand_dims(index < len(begun), range(1, points.ndim))
+        return jnp.where(is_begun, begun[jnp.minimum(index, len(begun) - 1)], points)
 
     return jax.tree.map(begin, points, u0, c, reached)
+
+
+@per_level(None, c="intervals")
+def states_at(level: Level, c: Points, points: Array) -> PyTree[Array]:
+    """The states at these C-points, by number."""
+    return level.layout.at(c, points)
+
+
+@per_level(None, c="intervals")
+def collected(level: Level, c: Points) -> Points:
+    """All C-points, on every device."""
+    return level.layout.collected(c)

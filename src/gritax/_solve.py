@@ -2,10 +2,11 @@
 
 import logging
 import time
-from functools import partial
+from functools import cache
 from typing import Protocol
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from ._adaptation import prepared
@@ -15,6 +16,7 @@ from ._convergence import ConvergenceError, require_tolerance
 from ._evolution import Phi, optional
 from ._guess import InitialGuess, require_known_guess
 from ._hierarchy import Multigrid
+from ._sharing import as_mesh, unshared
 from ._solution import Solution
 from ._trajectory import losses, saved_states
 from ._validation import validated
@@ -43,6 +45,7 @@ def solve(
     save_every: int | None = None,
     throw: bool = True,
     progress: Progress | None = None,
+    mesh: Mesh | None = None,
 ) -> Solution:
     r"""`w[i+1] = phi(w[i], i, 1)`, `i = 0, …, num_steps - 1`, solved for all steps at once by multigrid reduction in time.
 
@@ -67,6 +70,8 @@ def solve(
     - `save_every`: keep the states after every so many steps, in `Solution.states`.
     - `throw`: raise `ConvergenceError`, with the solution in its `solution`, if the tolerance is not reached.
     - `progress`: told of levels, iterations and the end.
+    - `mesh`: the devices that share the intervals, along an axis `time`, of one process or of many that all make this call:
+      `jax.make_mesh((jax.device_count(),), ("time",))`. Other axes are phi's. The weights are the same. See `docs/devices.md`.
 
     **Returns** a `Solution`.
 
@@ -90,6 +95,7 @@ def solve(
         raise ValueError(f"method must be a gritax.Multigrid, such as gritax.Multigrid(coarsening=4), not {method!r}.")
     if progress is not None and not isinstance(progress, Progress):
         raise ValueError(f"progress must be a gritax.Progress, such as gritax.progress.Lines(), not {progress!r}.")
+    mesh = as_mesh(mesh)
     (method or Multigrid()).hierarchy(num_steps)
     evolution, floating, clock = validated(prepared(phi, num_steps), state, num_steps)
     require_known_guess(initial_guess, evolution.merge(floating, clock))
@@ -105,10 +111,12 @@ def solve(
         initial_guess=initial_guess,
         progress=progress,
         bounds=Bounds(),
+        mesh=mesh,
         began=began,
     )
     assert isinstance(window, Window), "declined only where depth is bounded"
-    evolution, finest, reports, verdict = window.evolution, window.hierarchy[0], window.reports, window.verdict
+    evolution, hierarchy, reports, verdict = window.evolution, unshared(window.hierarchy), window.reports, window.verdict
+    points = cache(window.collected)
     solution = Solution(
         state=window.state,
         params=_params(evolution.phi, window.state),
@@ -119,14 +127,14 @@ def solve(
         residuals=np.array([each.residual for each in reports]),
         relaxed_residuals=np.array([each.relaxed_residual for each in reports[1:]]),
         relative_residuals=np.array([each.relative_residual for each in reports]),
-        hierarchy=window.hierarchy,
+        hierarchy=hierarchy,
         work=window.cost.work,
         exact_steps=reports[-1].exact_steps,
         coarse_steps=window.adaptation.coarse_steps,
         restarts=tuple(window.adaptation.restarts),
-        states=None if save_every is None else saved_states(finest, evolution, window.c, int(save_every)),
+        states=None if save_every is None else saved_states(hierarchy[0], evolution, points(), int(save_every)),
         _depth_by_lanes=window.cost.by_lanes,
-        _losses=None if optional(evolution.phi, "loss_at") is None else partial(losses, finest, evolution, window.c),
+        _losses=None if optional(evolution.phi, "loss_at") is None else lambda: losses(hierarchy[0], evolution, points()),
     )
     progress.end(solution)
     if not verdict.converged and tolerance != 0:

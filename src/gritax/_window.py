@@ -3,9 +3,9 @@
 import time
 from dataclasses import dataclass, replace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from ._adaptation import Adaptation
@@ -18,8 +18,10 @@ from ._evolution import Evolution, optional
 from ._expected import expected_depth
 from ._guess import InitialGuess, first_guess
 from ._hierarchy import Hierarchy, Multigrid
+from ._layout import local, replicated
 from ._norms import converged_until
-from ._relaxation import Points
+from ._relaxation import Points, collected, states_at
+from ._sharing import shared
 from ._solution import Iteration
 
 
@@ -30,7 +32,8 @@ _ITERATIONS = 8  # of a phi that does not say how many it usually takes
 class Window:
     """What is known of a window's steps once its solve has ended, and how it got there.
 
-    `c`, `e` are C-points and arrivals; `final_error` is an estimate of that of the final parameters, as a relative residual.
+    `c`, `e` are C-points and arrivals, shared between the devices of `mesh`; everything else is here. `final_error` is an
+    estimate of that of the final parameters, as a relative residual.
     """
 
     evolution: Evolution
@@ -44,6 +47,7 @@ class Window:
     last_clock: PyTree[Array]
     exact_steps: int
     final_error: float
+    mesh: Mesh | None = None
 
     @property
     def cost(self) -> Cost:
@@ -59,12 +63,16 @@ class Window:
 
         In units of the distance from `origin`.
         """
-        finest = self.hierarchy[0]
-        count, error = np.asarray(converged_until(finest, self.evolution, self.c, self.e, origin, np.float32(aim))).tolist()
+        finest, (evolution, origin) = self.hierarchy[0], replicated((self.evolution, origin), self.mesh)
+        count, error = map(np.asarray, converged_until(finest, evolution, self.c, self.e, origin, np.float32(aim)))
         count = max(int(count), self.exact_steps // finest.factor)
-        floating = self.evolution.natural(jax.tree.map(lambda x: x[count], self.c))
+        floating = self.evolution.natural(local(states_at(finest, self.c, np.int32(count)), self.mesh))
         steps = count * finest.factor
-        return steps, self.evolution.merge(floating, self.evolution.clock(jnp.int32(steps))), error
+        return steps, self.evolution.merge(floating, self.evolution.clock(jnp.int32(steps))), float(error)
+
+    def collected(self) -> Points:
+        """All C-points, here."""
+        return local(collected(self.hierarchy[0], self.c), self.mesh)
 
 
 @dataclass(frozen=True)
@@ -88,24 +96,25 @@ def solve_window(
     progress: Progress,
     bounds: Bounds,
     lanes: int | None = None,
+    mesh: Mesh | None = None,
     began: float | None = None,
 ) -> Window | Declined:
     """Attempts at the steps of `evolution` from this state, until one ends that is not to be started again.
 
-    `lanes` stands for that of the method.
+    `lanes` stands for that of the method. Only what an iteration computes is on the devices of `mesh`.
     """
     began = time.perf_counter() if began is None else began
     adaptation = Adaptation(evolution, floating, clock, num_steps, may_restart=tolerance != 0)
     while True:
         chosen = adaptation.method if method is None else method
         chosen = chosen if lanes is None else replace(chosen, lanes=lanes)
-        hierarchy = chosen.hierarchy(num_steps)
+        hierarchy = shared(chosen.hierarchy(num_steps), mesh, adaptation.evolution.phi)
         if (expected := adaptation.cost.depth + _expected(adaptation.evolution, hierarchy)) > bounds.depth:
             return Declined(adaptation, expected)
         progress.begin(hierarchy)
         evolution, last_clock = tabulate(adaptation.evolution, floating, clock, hierarchy[0])
         attempt = Attempt(
-            evolution,
+            replicated(evolution, mesh),
             hierarchy,
             chosen,
             adaptation,
@@ -114,29 +123,31 @@ def solve_window(
             bounds,
             began,
         )
-        compile_ahead(attempt.cycle, floating)
-        c = first_guess(attempt.cycle, floating, initial_guess)
+        u0 = replicated(floating, mesh)
+        compile_ahead(attempt.cycle, u0)
+        c = first_guess(attempt.cycle, u0, initial_guess)
         if initial_guess == "graded" and adaptation.to_guess(attempt.cycle, c):
             progress.restart(adaptation.restarts[-1])
             continue
-        c, e, final, verdict = attempt.run(floating, clock, c)
+        c, e, final, verdict = attempt.run(u0, clock, c)
         if verdict.restart:
             adaptation.refine(verdict.sentence)
             progress.restart(adaptation.restarts[-1])
             continue
         cycle = attempt.cycle
         return Window(
-            cycle.evolution,
+            local(cycle.evolution, mesh),
             hierarchy,
             adaptation,
             verdict,
             attempt.reports,
             c,
             e,
-            final,
+            local(final, mesh),
             last_clock,
             cycle.exact_steps,
             attempt.monitor.final_error,
+            mesh,
         )
 
 

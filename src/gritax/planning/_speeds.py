@@ -89,7 +89,12 @@ def measured(evolution: Evolution, floating: Any, clock: Any, num_steps: int, *,
         if enough is not None and (gains[-1] * taken / count >= enough or _hopeless(found, most, enough * count / taken)):
             break
         lanes = min(_LANES * lanes, most)
-    return Speeds(taken / count, tuple(found), seconds(lambda: arrived(np.zeros(2, np.float32))), max(first - taken, 0.0))
+    return Speeds(
+        taken / count,
+        tuple(found),
+        seconds(lambda: arrived(Level(0, 1, 1, 1), np.zeros(2, np.float32))),
+        max(first - taken, 0.0),
+    )
 
 
 def _hopeless(found, most, enough) -> bool:
@@ -105,8 +110,8 @@ def _batched(evolution: Evolution, floating: Any, lanes: int, step: float) -> fl
     # Intervals so long that the call does not count, where that does not take long.
     long = min(max(int(_ENOUGH / (lanes * step)), 1), _LONG)
     level = Level(0, lanes * long, 1, long)
-    c = everywhere(lanes + 1, evolution.stored(floating))
-    run = lambda: relax_finest(level, evolution, c, arrived(c), np.int32(1))
+    c = everywhere(level, evolution.stored(floating))
+    run = lambda: relax_finest(level, evolution, c, arrived(level, c), np.int32(1))
     jax.block_until_ready(run())
     return seconds(run) / long
 
@@ -128,10 +133,10 @@ def measured_coarse(solved: Window) -> tuple[CoarseSpeed, ...]:
         g = jax.tree.map(lambda x, level=level: np.zeros((level.size, *x.shape), x.dtype), u)
         if level is solved.hierarchy[-1]:
             lanes, steps = 1, level.size
-            run = partial(march, level, evolution, everywhere(2, u), g, np.int32(0))
+            run = partial(march, level, evolution, everywhere(level, u), g, np.int32(0))
         else:
             lanes, steps = level.num_intervals, level.factor
-            c = everywhere(lanes + 1, u)
+            c = everywhere(level, u)
             run = partial(relax_coarse, level, evolution, c, g, np.int32(0), np.int32(steps), np.int32(0))
         jax.block_until_ready(run())
         found.append(CoarseSpeed(level.stride, lanes, seconds(run) / steps))

@@ -1,0 +1,72 @@
+"""Which levels the devices of a mesh share, and how many intervals each of them has."""
+
+import math
+from dataclasses import replace
+
+from jax.sharding import AxisType, Mesh
+
+from ._evolution import Phi, evaluations
+from ._hierarchy import Hierarchy, Level
+from ._layout import AXIS, Layout
+
+
+# What a message between neighbours takes, in evaluations of phi: for small networks a device would rather compute.
+_MESSAGE = 2.0
+
+
+def as_mesh(mesh: Mesh | None) -> Mesh | None:
+    """The mesh with axes that phi may use as it likes. Raises `ValueError` for one that has no axis `time`."""
+    if mesh is None:
+        return None
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f'mesh must be a jax.sharding.Mesh, such as jax.make_mesh((4,), ("{AXIS}",)), not {mesh!r}.')
+    if AXIS not in mesh.shape:
+        raise ValueError(
+            f"mesh has the axes {tuple(mesh.axis_names)}, and none of them is {AXIS!r}, along which devices share intervals: "
+            f'make it by jax.make_mesh((jax.device_count(),), ("{AXIS}",)).'
+        )
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def shared(hierarchy: Hierarchy, mesh: Mesh | None, phi: Phi) -> Hierarchy:
+    """The levels with the layout of their points on this mesh.
+
+    A device has neighbouring intervals, on every level those that begin within its own ones of the coarser level: so values
+    pass between levels without a message. The coarsest shared level has equally many for each device, to one; the fewer they
+    are, the more uneven that makes the finer ones. Levels below it are solved by every device for itself, from one gathering
+    of their right-hand side. How many levels are shared is what takes a cycle the least time.
+    """
+    if mesh is None:
+        return hierarchy
+    levels = hierarchy.levels
+    counts = range(1, len(levels)) if len(levels) > 1 else [0]
+    best = min((_blocks(levels, mesh.shape[AXIS], count) for count in counts), key=lambda blocks: _cost(levels, blocks, phi))
+    layouts = [Layout(level.num_intervals + 1, mesh, block) for level, block in zip(levels, best, strict=True)]
+    points = [Layout(hierarchy[0].size + 1, mesh), *layouts[:-1]]
+    placed = [replace(level, c_layout=c, point_layout=p) for level, c, p in zip(levels, layouts, points, strict=True)]
+    return Hierarchy(tuple(placed))
+
+
+def unshared(hierarchy: Hierarchy) -> Hierarchy:
+    """The levels alone."""
+    return Hierarchy(tuple(replace(level, c_layout=None, point_layout=None) for level in hierarchy.levels))
+
+
+def _blocks(levels: tuple[Level, ...], devices: int, count: int) -> list[int]:
+    """How many intervals of each level a device has, if so many levels are shared; 0 for the others."""
+    blocks = [0] * len(levels)
+    for level in reversed(levels[:count]):
+        coarser = levels[level.index + 1]
+        evenly = -(-(level.num_intervals + 1) // devices)
+        blocks[level.index] = blocks[coarser.index] * coarser.factor or evenly
+    return blocks
+
+
+def _cost(levels: tuple[Level, ...], blocks: list[int], phi: Phi) -> float:
+    """Of a V-cycle, in evaluations of phi by a device, lane after lane."""
+    total = 0.0
+    for level, block in zip(levels, blocks, strict=True):
+        sweeps = level.sweeps + 2
+        work = evaluations(phi, "work", level.stride)
+        total += sweeps * (work * level.factor * (block or math.ceil(level.size / level.factor)) + _MESSAGE * (block > 0))
+    return total
