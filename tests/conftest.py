@@ -1,4 +1,4 @@
-"""JAX as strict as it can be, with four CPU devices, before anything imports it.
+"""JAX as strict as it can be, with eight CPU devices, before anything imports it.
 
 Tests compile far longer than they compute, so LLVM optimises less, and programs that are the same are compiled once in all
 processes of a test run.
@@ -11,7 +11,7 @@ import tempfile
 
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_use_fusion_emitters=false"
 )
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -6,6 +6,7 @@ core. A kernel that was lowered and compiled for the right shapes is found again
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,6 +30,14 @@ from ._relaxation import (
 
 def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:
     """Compiles what an iteration calls, for states like `u0`."""
+    # Tracing stays in this thread: JAX's settings, such as a default device, may be those of a thread.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for compiled in [pool.submit(kernel.lower(*arguments).compile) for kernel, arguments in kernels_of(cycle, u0)]:
+            compiled.result()
+
+
+def kernels_of(cycle: Cycle, u0: PyTree[Array]) -> list[tuple[Any, tuple]]:
+    """The kernels of an iteration, each with its arguments, as shapes where these are states at many points."""
 
     def points(*shape):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype), u0)
@@ -58,7 +67,4 @@ def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:
                 (first_arrival, (level, reached)),
                 (begun_with, (level, points(level.points.total), u0, c, reached, count)),
             ]
-    # Tracing stays in this thread: JAX's settings, such as a default device, may be those of a thread.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for compiled in [pool.submit(kernel.lower(*arguments).compile) for kernel, arguments in kernels]:
-            compiled.result()
+    return kernels

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, PyTree
 
 from . import _relaxation as kernels
@@ -58,7 +58,7 @@ class Cycle:
     front: int = 0
 
     @property
-    def mesh(self) -> Mesh | None:
+    def mesh(self) -> Mesh | AbstractMesh | None:
         """The devices that share the levels."""
         return self.hierarchy[0].layout.mesh
 

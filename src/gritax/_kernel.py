@@ -1,6 +1,7 @@
 """Compiled kernels: one for each level, which has its own stride and shapes, and no more of them than a process can hold."""
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Hashable
 from functools import cache, partial, update_wrapper
@@ -67,6 +68,11 @@ def _spec(level: Level, kind: _Kind) -> PartitionSpec:
     return (level.points if kind == "points" else level.layout).spec
 
 
+# Programs with messages that may wait for each other: with more of them JAX 0.10 hangs on several CPU devices a process.
+_IN_FLIGHT = 16
+_dispatched = itertools.count()
+
+
 class per_level:
     """`jax.jit` of `function(level, *arrays)`, where the level is static, on one device or on those that share the level.
 
@@ -121,7 +127,10 @@ class _PerLevel:
         return sum(size(kind, x) for kind, each in zip(self._kinds, arrays, strict=True) for x in jax.tree.leaves(each))
 
     def __call__(self, level: Level, *arrays):
-        return self._for(level, arrays)(level, *arrays)
+        found = self._for(level, arrays)(level, *arrays)
+        if level.layout.mesh is not None and next(_dispatched) % _IN_FLIGHT == 0:
+            jax.block_until_ready(found)
+        return found
 
     def lower(self, level: Level, *arrays) -> jax.stages.Lowered:
         """For arrays and their shapes alike; the latter get the shardings that a call will see."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 
@@ -19,7 +19,7 @@ class Layout:
     """
 
     count: int
-    mesh: Mesh | None = None
+    mesh: Mesh | AbstractMesh | None = None
     block: int = 0
 
     @property
@@ -114,12 +114,15 @@ class Layout:
         return jax.lax.ppermute(x, AXIS, [(each, each + steps) for each in devices if each + steps in devices])
 
 
-def replicated(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """The same values on every device of the mesh."""
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+def replicated(tree: PyTree, mesh: Mesh | AbstractMesh | None) -> PyTree:
+    """The same values on every device of the mesh. What NumPy has stays there: costs are counted from it."""
+    if mesh is None:
+        return tree
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.device_put(x, everywhere) if isinstance(x, jax.Array) else x, tree)
 
 
-def local(tree: PyTree, mesh: Mesh | None) -> PyTree:
+def local(tree: PyTree, mesh: Mesh | AbstractMesh | None) -> PyTree:
     """What every device has the same of, as the values of one device of this process."""
     if mesh is None:
         return tree

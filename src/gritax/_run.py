@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from ._attempt import Bounds, Progress
 from ._cycle import Cost
@@ -18,6 +19,7 @@ from ._kernel import kernel, make_room
 from ._norms import norm
 from ._sensitivity import Sensitivity
 from ._serial import advance
+from ._sharing import unshared
 from ._solution import WindowReport
 from ._window import Declined, Window, solve_window
 from .coarse import CoarseStep
@@ -41,9 +43,9 @@ MOST_DEPTH = 1.5
 class Run:
     """`num_steps` steps of `step` from `state`, of which the first `done` are taken; `aim` is the error asked for at the end.
 
-    Window for window, `serially` or `in_parallel`, with so many `lanes`. `travelled` is the distance of the parameters from
-    `origin`, once a window has been solved in parallel; `asked` what a run that is taken up again must have been asked for as
-    well; `tabulated` the step with the order of the first examples written down, where that has been done.
+    Window for window, `serially` or `in_parallel`, with so many `lanes`, on the devices of `mesh`. `travelled` is the distance
+    of the parameters from `origin`, once a window has been solved in parallel; `asked` what a run that is taken up again must
+    have been asked for as well; `tabulated` the step with the order of the first examples written down, where that was done.
     """
 
     step: TrainStep
@@ -55,6 +57,7 @@ class Run:
     asked: dict[str, Any] = field(default_factory=dict)
     tabulated: TrainStep | None = None
     lanes: int | None = None
+    mesh: Mesh | None = None
     done: int = 0
     cost: Cost = field(default_factory=Cost)
     windows: list[WindowReport] = field(default_factory=list)
@@ -187,6 +190,7 @@ class Run:
             progress=self.progress,
             bounds=Bounds(depth, step_seconds, aim, origin),
             lanes=self.lanes,
+            mesh=self.mesh,
         )
         cost = window.adaptation.cost
         if isinstance(window, Declined):
@@ -194,7 +198,7 @@ class Run:
             logger.info("steps %d to %d: %d evaluations expected", self.done, self.done + num_steps, window.expected)
             return window
         make_room((jax.tree.structure(window.evolution), num_steps))
-        self.hierarchy, self.coarse_steps = window.hierarchy, window.adaptation.coarse_steps
+        self.hierarchy, self.coarse_steps = unshared(window.hierarchy), window.adaptation.coarse_steps
         kind, steps, state, error = "parallel", num_steps, window.state, window.final_error
         if not window.verdict.converged:
             kind = "given up"

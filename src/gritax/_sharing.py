@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from ._evolution import Phi, evaluations
 from ._hierarchy import Hierarchy, Level
@@ -28,7 +28,7 @@ def as_mesh(mesh: Mesh | None) -> Mesh | None:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
-def shared(hierarchy: Hierarchy, mesh: Mesh | None, phi: Phi) -> Hierarchy:
+def shared(hierarchy: Hierarchy, mesh: Mesh | AbstractMesh | None, phi: Phi) -> Hierarchy:
     """The levels with the layout of their points on this mesh.
 
     A device has neighbouring intervals, on every level those that begin within its own ones of the coarser level: so values

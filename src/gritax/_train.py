@@ -11,14 +11,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from ._arguments import require_steps, require_whole
 from ._attempt import Progress
 from ._convergence import DEFAULT_TOLERANCE, ConvergenceError, require_tolerance
+from ._layout import AXIS
 from ._norms import norm
 from ._pace import InWindows, OneByOne, Pace
 from ._run import TABLE, Run
+from ._sharing import as_mesh
 from ._solution import Solution
 from ._trained import solution_of
 from ._validation import first_step, validated
@@ -58,6 +61,7 @@ def train(
     resume: bool | str | os.PathLike = False,
     throw: bool = True,
     progress: Progress | None = None,
+    mesh: Mesh | None = None,
 ) -> Solution:
     r"""The weights of serial training, $w_{i+1} = w_i + \mathrm{update}(\nabla \mathrm{loss}(w_i, \mathrm{batch}(i)))$.
 
@@ -82,6 +86,8 @@ def train(
       uninterrupted run. A path stands for `checkpoint=path, resume=True`.
     - `throw`: raise `ConvergenceError`, with the solution in its `solution`, if the weights are not those asked for.
     - `progress`: told of windows, levels, iterations and the end.
+    - `mesh`: the devices that share a window, as for `gritax.solve`. Where they are of several processes, the goal must be
+      `"depth"`, and the first process alone writes checkpoints, into a directory that all of them can read.
 
     **Returns** a `Solution`, whose `windows` say how the steps were taken. Evaluations in sequence are at most 1.5 N, with all
     that was given up. Where training turns not finite it ends, as serial training would.
@@ -103,14 +109,19 @@ def train(
     step = TrainStep(loss, optimizer, batch, coarse, key=key, has_aux=has_aux, trainable=trainable)
     num_steps, window = int(num_steps), window and int(window)
     tolerance = tolerance if tolerance is None else float(tolerance)
-    keeper = _keeper(checkpoint, resume)
+    mesh, keeper = as_mesh(mesh), _keeper(checkpoint, resume)
+    if mesh is not None and mesh.is_multi_process and goal == "time":
+        raise ValueError(
+            'goal="time" goes by what each process measures, and they would not agree: for a mesh of several processes give '
+            'goal="depth".'
+        )
     first = step.init(params, stats)
     tabulated = step.prepared(min(num_steps, TABLE))
     evolution, floating, clock = validated(tabulated, first, num_steps)
     state, progress = evolution.merge(floating, clock), progress or Progress()
     asked = {"num_steps": num_steps, "tolerance": tolerance, "goal": goal, "window": window, "coarse": _words(coarse)}
     asked |= _beginning(evolution, floating, clock) if keeper else {}
-    run = Run(step, state, num_steps, tolerance, DEFAULT_TOLERANCE, progress, asked, tabulated)
+    run = Run(step, state, num_steps, tolerance, DEFAULT_TOLERANCE, progress, asked, tabulated, mesh=mesh)
     longest = min(window or _longest(floating), num_steps)
     pace = keeper and keeper.resumed(run)
     if pace is None and goal == "depth":
@@ -197,16 +208,18 @@ def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: i
             return OneByOne(
                 f"in {run.num_steps * seconds:.2g} s, too short to measure whether windows would be faster", stretch
             )
-        speeds = measured(evolution, floating, clock, run.num_steps, enough=LEAST_WORK)
-        if not can_pay(speeds):
+        devices = run.mesh.shape[AXIS] if run.mesh else 1
+        speeds = measured(evolution, floating, clock, run.num_steps, enough=LEAST_WORK / devices)
+        if not can_pay(speeds, devices):
+            here = "this device makes" if devices == 1 else f"each of {devices} devices makes"
             return OneByOne(
-                f"this device makes {speeds.gain:.2g} steps of many states in the time of one, and a solve {LEAST_WORK:.0f} "
-                "times as many at least",
+                f"{here} {speeds.gain:.2g} steps of many states in the time of one, and a solve {LEAST_WORK:.0f} times as many "
+                "at least",
                 stretch,
             )
         if left < _PILOT * compilation:
             return OneByOne(f"in {left:.2g} s, too short for a pilot window to be worth it: see gritax.plan", stretch)
-        plan = planned(run.step, run.origin, run.num_steps, longest, speeds)
+        plan = planned(run.step, run.origin, run.num_steps, longest, speeds, devices)
     if not plan.pays:
         return OneByOne(plan.sentence.removesuffix("."), stretch)
     run.lanes = plan.method.lanes

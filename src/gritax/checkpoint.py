@@ -138,6 +138,8 @@ class Keeper:
             )
 
     def save(self, run: Run, pace: Pace) -> None:
+        if jax.process_index() > 0:  # the first process has written the same
+            return
         found = run.sensitivity
         facts = {
             "asked": run.asked,

@@ -42,7 +42,7 @@ class Plan:
     - `depth`, `work`: predicted evaluations in sequence and in all.
     - `seconds`, `serial_seconds`: predicted, without compilation; `call` of the latter is for what is not steps.
       `seconds_on(devices)` has an interval of a level on each, and exchanges nothing.
-    - `pays`: whether solving in parallel is to be faster here.
+    - `pays`: whether solving in parallel is to be faster here, on the `devices` that there are.
 
     >>> import gritax, jax.numpy as jnp, optax
     >>> loss = lambda w, x: 0.5 * jnp.sum((w - x) ** 2)
@@ -62,6 +62,7 @@ class Plan:
     chosen: str = ""
     start_depth: int = 0
     call: float = 0.0
+    devices: int = 1
 
     @property
     def hierarchy(self) -> Hierarchy:
@@ -84,7 +85,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        return self.seconds_on(1)
+        return self.seconds_on(self.devices)
 
     @property
     def serial_seconds(self) -> float:

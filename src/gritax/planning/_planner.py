@@ -12,13 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from .._adaptation import prepared
 from .._arguments import require_steps, require_whole
 from .._attempt import Bounds, Progress
 from .._evolution import Evolution
+from .._layout import AXIS
 from .._serial import advance, solve_serial
+from .._sharing import as_mesh
 from .._validation import validated
 from .._window import Window, solve_window
 from ..coarse import Automatic, Choice, candidates
@@ -37,9 +40,9 @@ _MOST_OVERHEAD = 5e-3
 _PILOT_SECONDS, _PILOT_WORK, _SHORTEST_PILOT = 15.0, 64, 64
 
 
-def can_pay(speeds: Speeds) -> bool:
-    """Whether this device makes enough training steps at once for any solve to pay."""
-    return speeds.gain > LEAST_WORK
+def can_pay(speeds: Speeds, devices: int = 1) -> bool:
+    """Whether so many such devices make enough training steps at once for any solve to pay."""
+    return speeds.gain * devices > LEAST_WORK
 
 
 def plan(
@@ -55,13 +58,15 @@ def plan(
     stats: PyTree = (),
     trainable: PyTree = eqx.is_inexact_array,
     window: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Plan:
     """Measures the device at hand and a pilot window, and predicts what the run would take: a `Plan`, which says what to do.
 
     The arguments are those of `gritax.train`. Most of what it takes is compilation: the serial training step and many at once
     are timed, coarse steps are chosen for the curvature along two seconds of serial training and for these times, and 512 steps
     (fewer, if they are to take more than half a minute) are solved with them, twice. Predictions go by the pilot's iterations
-    and seconds, and by that curvature: where it falls later on, a solve will take less.
+    and seconds, and by that curvature: where it falls later on, a solve will take less. One device of a mesh is measured; the
+    others are taken to be as fast beside it, and to hear from each other in no time.
 
     Raises `ValueError` as `gritax.train` does.
 
@@ -75,17 +80,23 @@ def plan(
     require_steps(num_steps)
     if window is not None:
         require_whole("window", window, 1)
-    return planned(step, step.init(params, stats), int(num_steps), window)
+    mesh = as_mesh(mesh)
+    return planned(step, step.init(params, stats), int(num_steps), window, devices=mesh.shape[AXIS] if mesh else 1)
 
 
 def planned(
-    step: TrainStep, state: TrainState, num_steps: int, window: int | None = None, speeds: Speeds | None = None
+    step: TrainStep,
+    state: TrainState,
+    num_steps: int,
+    window: int | None = None,
+    speeds: Speeds | None = None,
+    devices: int = 1,
 ) -> Plan:
-    """The plan of a run of `step`."""
+    """The plan of a run of `step` on so many devices, of which one is measured."""
     length, window = min(_PILOT, num_steps), min(window or num_steps, num_steps)
     evolution, floating, clock = validated(prepared(step, length), state, length)
     speeds = speeds or measured(evolution, floating, clock, num_steps)
-    chosen, depth = (step, 0) if not isinstance(step.coarse, Automatic) else _chosen(step, state, window, speeds)
+    chosen, depth = (step, 0) if not isinstance(step.coarse, Automatic) else _chosen(step, state, window, speeds, devices)
     length = min(length, max(int(_PILOT_SECONDS * speeds.gain / (_PILOT_WORK * speeds.step)), _SHORTEST_PILOT))
     window_of_pilot = partial(
         solve_window,
@@ -121,11 +132,12 @@ def planned(
         chosen=type(chosen.coarse).__name__ if isinstance(step.coarse, Automatic) else "",
         start_depth=depth,
         call=max(serial - length * speeds.step, 0.0),
+        devices=devices,
     )
 
 
-def _chosen(step: TrainStep, state: TrainState, num_steps: int, speeds: Speeds) -> tuple[TrainStep, int]:
-    """(the step with the coarse propagator that promises to be fastest on a device with these speeds, depth spent).
+def _chosen(step: TrainStep, state: TrainState, num_steps: int, speeds: Speeds, devices: int) -> tuple[TrainStep, int]:
+    """(the step with the coarse propagator that promises to be fastest on devices with these speeds, depth spent).
 
     For the curvature at the initial state and where two seconds of serial training lead. Where serial training is faster than
     any of them, the one that is fastest on 64 devices.
@@ -146,8 +158,8 @@ def _chosen(step: TrainStep, state: TrainState, num_steps: int, speeds: Speeds) 
         hierarchy = coarse.method(num_steps).hierarchy(num_steps)
         return predicted_seconds(hierarchy, coarse, speeds, (), coarse.usual_iterations, devices)
 
-    pays = any(predicted(coarse, 1) < num_steps * speeds.step for coarse in found)
-    fastest = min(found, key=lambda coarse: predicted(coarse, 1 if pays else DEVICES[0]))
+    pays = any(predicted(coarse, devices) < num_steps * speeds.step for coarse in found)
+    fastest = min(found, key=lambda coarse: predicted(coarse, devices if pays else DEVICES[0]))
     return step.with_coarse(fastest), depth
 
 
