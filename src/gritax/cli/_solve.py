@@ -7,7 +7,7 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
-from .. import experiments, problems
+from .. import experiments, placement, problems
 from .._arguments import require_whole
 from .._convergence import require_tolerance
 from .._hierarchy import Multigrid
@@ -63,7 +63,13 @@ class Solve:
         require_writable(self.json)
         console.print(f"XOR, {self.steps:,} steps of gradient descent at learning rate {self.alpha:g}, {self.dtype}\n")
         comparison = experiments.compare(
-            problem, self.steps, method, progress=Lines(console), tolerance=self.tolerance, max_iterations=self.max_iterations
+            problem,
+            self.steps,
+            method,
+            progress=Lines(console),
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+            mesh=placement.mesh(),
         )
         return finish(self, console, comparison)
 

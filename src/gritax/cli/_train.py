@@ -8,7 +8,7 @@ import optax
 import tyro
 from rich.console import Console
 
-from .. import experiments, problems
+from .. import experiments, placement, problems
 from .._arguments import require_whole
 from .._convergence import require_tolerance
 from .._hierarchy import Multigrid
@@ -72,7 +72,13 @@ class Train:
         problem = self._problem(FrozenGradient(refresh))
         console.print(f"{self.problem}, {self.steps:,} training steps, {self.dtype}\n")
         comparison = experiments.compare(
-            problem, self.steps, method, progress=Lines(console), tolerance=self.tolerance, max_iterations=self.max_iterations
+            problem,
+            self.steps,
+            method,
+            progress=Lines(console),
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+            mesh=placement.mesh(),
         )
         return finish(self, console, comparison)
 
