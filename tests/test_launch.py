@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from gritax.cli._report import write_json
 from gritax.placement import _processes, is_first, join
 
 
@@ -157,6 +158,14 @@ def test_an_error_in_one_process_ends_the_run(launch):
     assert _gone(processes)
 
 
+def test_sigterm_ends_a_process_that_has_joined(launch):
+    launcher = launch(_SUM + _PRINT + "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(1000)\n")
+    processes = _running(launcher)
+    status, errors, soon = _ending(launcher)
+    assert status == 128 + signal.SIGTERM and soon, errors
+    assert _gone(processes)
+
+
 def test_what_processes_have_started_is_ended_with_them(launch):
     launcher = launch(
         "import subprocess\nchild = subprocess.Popen(['sleep', '1000'])\nprint('total', child.pid, flush=True)\nchild.wait()\n"
@@ -215,6 +224,13 @@ def test_a_command_of_gritax_prints_and_writes_once(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("XOR, 64 steps") == 1
     assert file.exists()
+
+
+def test_other_processes_write_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(_processes, "_joined_as", 1)
+    assert not is_first()
+    write_json(tmp_path / "run.json", {})
+    assert not list(tmp_path.iterdir())
 
 
 def _place(monkeypatch, environment, *arguments):
