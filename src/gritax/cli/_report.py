@@ -14,6 +14,7 @@ import jax
 from rich.console import Console
 
 from ..experiments import Comparison
+from ..placement import is_first
 
 
 CONVERGED, BAD_ARGUMENTS, NOT_CONVERGED = 0, 2, 3
@@ -70,6 +71,8 @@ def require_writable(path: Path | None) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    if not is_first():
+        return
     made_by = {
         "command": shlex.join(["gritax", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()}",

@@ -1,0 +1,3 @@
+"""Where a run takes place: the processes it consists of."""
+
+from ._processes import is_first as is_first, join as join
