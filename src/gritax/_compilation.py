@@ -44,7 +44,7 @@ def kernels_of(cycle: Cycle, u0: PyTree[Array]) -> list[tuple[Any, tuple]]:
 
     evolution, count = cycle.evolution, np.int32(1)
     finest, *coarser = cycle.hierarchy.levels
-    c, e = points(finest.layout.total), points(finest.layout.padded(finest.num_intervals))
+    c, e = points(finest.layout.total), points(finest.layout.lanes(finest.num_intervals))
     kernels = [
         (relax_finest, (finest, evolution, c, e, count)),
         (measure, (finest, evolution, c, e, u0, u0, u0)),
@@ -53,8 +53,8 @@ def kernels_of(cycle: Cycle, u0: PyTree[Array]) -> list[tuple[Any, tuple]]:
         (keep_exact, (finest, c, e, count)),
     ]
     for level in coarser:
-        c, arrivals = points(level.layout.total), points(level.points.padded(level.size))
-        g = points(level.points.total if level.layout.is_shared else level.size)
+        c, arrivals = points(level.layout.total), points(level.points.lanes(level.size))
+        g = points(level.points.lanes(level.size) if level.layout.is_shared else level.size)
         kernels.append((restrict, (level, evolution, points(level.points.total), arrivals)))
         kernels += [(everywhere, (level, u0)), (nothing, (level, u0))]
         if level is cycle.hierarchy[-1]:

@@ -26,7 +26,7 @@ def restrict(level: Level, evolution: Evolution, c: Points, e: Points) -> tuple[
     predicted = jax.vmap(coarse)(jax.tree.map(lambda x: x[:steps], c), starts)
     g = jax.tree.map(jnp.subtract, e, predicted)
     if not level.layout.is_shared:
-        g, c = level.points.collected((g, c))
+        g, c = level.points.collected(g, lanes=True), level.points.collected(c)
     count = level.factor * level.layout.block or level.size
     return jax.tree.map(lambda x: x[:count], g), jax.tree.map(lambda x: x[:: level.factor], c)
 

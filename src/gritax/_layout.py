@@ -13,9 +13,11 @@ AXIS = "time"
 
 @dataclass(frozen=True)
 class Layout:
-    """`count` values in a row, of which each device of a mesh holds `block`, the last ones padded; if that is 0, all of them.
+    """The `count` C-points of a level. Each device of a mesh has the intervals that begin at `block` of them; if 0, all.
 
-    The methods are called within a kernel, on what this device holds: arrays whose leading axis counts those values.
+    A device holds the points of its intervals, ends included: the last one is also the first of the next device. The last
+    devices have fewer intervals than places for them. The methods are called within a kernel, on what this device holds:
+    arrays whose leading axis counts points, or *lanes*, one for each interval.
     """
 
     count: int
@@ -32,86 +34,87 @@ class Layout:
 
     @property
     def here(self) -> int:
-        """How many values a device holds."""
-        return self.block if self.is_shared else self.count
+        """How many points a device holds."""
+        return self.block + 1 if self.is_shared else self.count
 
     @property
     def total(self) -> int:
-        """How many all devices hold, with those that pad."""
-        return self.block * self.devices if self.is_shared else self.count
+        """How many all devices hold."""
+        return self.here * self.devices if self.is_shared else self.count
 
-    def padded(self, count: int) -> int:
-        """The length of an array that has so many values to tell of."""
-        return self.total if self.is_shared else count
+    def lanes(self, count: int) -> int:
+        """How many lanes all devices have, for so many intervals."""
+        return self.block * self.devices if self.is_shared else count
 
     @property
     def spec(self) -> PartitionSpec:
         return PartitionSpec(AXIS) if self.is_shared else PartitionSpec()
 
     def first(self) -> Array | int:
-        """The index of the first value here."""
+        """The index of the first point here."""
         return jax.lax.axis_index(AXIS).astype(jnp.int32) * self.block if self.is_shared else 0
 
     def index(self) -> Array:
-        """The indices of the values here."""
+        """The indices of the points here."""
         return self.first() + jnp.arange(self.here, dtype=jnp.int32)
 
     def arrivals(self, c: PyTree[Array], e: PyTree[Array]) -> PyTree[Array]:
-        """What intervals arrive at, at the points where they end; the first point has its own value of `c`.
+        """What intervals arrive at, at the points where they end; the first point of all has its own value of `c`.
 
-        The last value of each device goes to the next one.
+        What the last interval of each device arrives at goes to the next device.
         """
         if not self.is_shared:
             return jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y[: self.count - 1]]), c, e)
         begins = jax.lax.axis_index(AXIS) == 0
+        pairs = [(each, each + 1) for each in range(self.devices - 1)]
 
         def shifted(x, y):
-            before = jnp.where(begins, x[:1], self._from_neighbour(y[-1:], 1))
-            return jnp.concatenate([before, y[:-1]])
+            return jnp.concatenate([jnp.where(begins, x[:1], jax.lax.ppermute(y[-1:], AXIS, pairs)), y])
 
         return jax.tree.map(shifted, c, e)
 
-    def ends(self, c: PyTree[Array]) -> PyTree[Array]:
-        """The points where intervals end. The first value of each device goes to the one before."""
-        if not self.is_shared:
-            return jax.tree.map(lambda x: x[1:], c)
-        return jax.tree.map(lambda x: jnp.concatenate([x[1:], self._from_neighbour(x[:1], -1)]), c)
-
-    def collected(self, x: PyTree[Array]) -> PyTree[Array]:
-        """All values, on every device."""
+    def collected(self, x: PyTree[Array], lanes: bool = False) -> PyTree[Array]:
+        """The values at all points, or in all lanes, on every device."""
         if not self.is_shared:
             return x
-        return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, tiled=True)[: self.count], x)
+
+        def collect(x):
+            parts = jax.lax.all_gather(x, AXIS)
+            own = parts[:, : self.block].reshape(-1, *x.shape[1:])
+            return own if lanes else jnp.concatenate([own, parts[-1, -1:]])[: self.count]
+
+        return jax.tree.map(collect, x)
 
     def own(self, x: PyTree[Array]) -> PyTree[Array]:
-        """Of all values those that this device is to hold."""
+        """Of the values at all points those that this device is to hold."""
         if not self.is_shared:
             return x
         at = jnp.minimum(self.index(), self.count - 1)
         return jax.tree.map(lambda x: x[at], x)
 
     def at(self, x: PyTree[Array], index: Array | int) -> PyTree[Array]:
-        """The values at these indices, on every device."""
+        """The values at these points, on every device, from those where their intervals end."""
         if not self.is_shared:
             return jax.tree.map(lambda x: x[index], x)
         place = index - self.first()
-        return self.from_owner(jax.tree.map(lambda x: x[jnp.clip(place, 0, self.block - 1)], x), index)
+        mine = (place > 0) & (place <= self.block) | (place == 0) & (self.first() == 0)
+        return _summed(jax.tree.map(lambda x: x[jnp.clip(place, 0, self.block)], x), mine)
 
-    def from_owner(self, x: PyTree[Array], index: Array | int) -> PyTree[Array]:
-        """What the device that holds the value at `index` has in `x`, on every device."""
+    def from_lane(self, x: PyTree[Array], lane: int) -> PyTree[Array]:
+        """What the device that has this lane knows, on every device."""
         if not self.is_shared:
             return x
-        place = index - self.first()
-        mine = (place >= 0) & (place < self.block)
+        place = lane - self.first()
+        return _summed(x, (place >= 0) & (place < self.block))
 
-        def shared(x):
-            return jax.lax.psum(jnp.where(jax.lax.expand_dims(mine, range(jnp.ndim(mine), x.ndim)), x, 0), AXIS)
 
-        return jax.tree.map(shared, x)
+def _summed(x: PyTree[Array], mine: Array | bool) -> PyTree[Array]:
+    """What one device has, on all."""
 
-    def _from_neighbour(self, x: Array, steps: int) -> Array:
-        devices = range(self.devices)
-        return jax.lax.ppermute(x, AXIS, [(each, each + steps) for each in devices if each + steps in devices])
+    def share(x):
+        return jax.lax.psum(jnp.where(jax.lax.expand_dims(mine, range(jnp.ndim(mine), x.ndim)), x, 0), AXIS)
+
+    return jax.tree.map(share, x)
 
 
 def replicated(tree: PyTree, mesh: Mesh | AbstractMesh | None) -> PyTree:

@@ -25,7 +25,7 @@ Points = PyTree[Array]
 @per_level("intervals", c="intervals")
 def arrived(level: Level, c: Points) -> Points:
     """The C-points that intervals arrive at: all but the first."""
-    return level.layout.ends(c)
+    return jax.tree.map(lambda x: x[1:], c)
 
 
 @per_level(("intervals", "intervals", None), c="intervals", e="intervals")
@@ -67,7 +67,7 @@ def relax_finest(level: Level, evolution: Evolution, c: Points, e: Points, sweep
     first = evolution.natural(jax.tree.map(lambda x: x[0], c))
     c, e, final = jax.lax.fori_loop(jnp.int32(0), sweeps, cycle, (c, e, first))
     if level.tail:
-        return c, e, level.layout.from_owner(final, last)
+        return c, e, level.layout.from_lane(final, last)
     return c, e, evolution.natural(level.layout.at(c, last))
 
 
@@ -107,8 +107,7 @@ def relax_coarse(
     def arrivals(reached):
         return jax.tree.map(lambda x: x[-1, : level.num_arrivals], reached)
 
-    ends = level.layout.ends(c)
-    reached = jax.tree.map(lambda x, y: jnp.zeros_like(y).at[-1, : level.num_arrivals].set(x), ends, g)
+    reached = jax.tree.map(lambda x, y: jnp.zeros_like(y).at[-1, : level.num_arrivals].set(x[1:]), c, g)
     c, reached = jax.lax.fori_loop(jnp.int32(0), sweeps, cycle, (c, reached))
     return c, arrivals(reached), reached
 
@@ -211,7 +210,7 @@ def nothing(level: Level, u: PyTree[Array]) -> Points:
 @per_level(None, reached="reached")
 def first_arrival(level: Level, reached: Points) -> PyTree[Array]:
     """Of all that was reached, the state at the end of the first interval."""
-    return level.layout.at(jax.tree.map(lambda x: x[-1], reached), 0)
+    return level.layout.from_lane(jax.tree.map(lambda x: x[-1, 0], reached), 0)
 
 
 @per_level("points", points="points", c="intervals", reached="reached")

@@ -31,7 +31,7 @@ def as_mesh(mesh: Mesh | None) -> Mesh | None:
 def shared(hierarchy: Hierarchy, mesh: Mesh | AbstractMesh | None, phi: Phi) -> Hierarchy:
     """The levels with the layout of their points on this mesh.
 
-    A device has neighbouring intervals, on every level those that begin within its own ones of the coarser level: so values
+    A device has neighbouring intervals, on every level those that lie within its own ones of the coarser level: so values
     pass between levels without a message. The coarsest shared level has equally many for each device, to one; the fewer they
     are, the more uneven that makes the finer ones. Levels below it are solved by every device for itself, from one gathering
     of their right-hand side. How many levels are shared is what takes a cycle the least time.
@@ -54,11 +54,14 @@ def unshared(hierarchy: Hierarchy) -> Hierarchy:
 
 def _blocks(levels: tuple[Level, ...], devices: int, count: int) -> list[int]:
     """How many intervals of each level a device has, if so many levels are shared; 0 for the others."""
-    blocks = [0] * len(levels)
+    blocks, needed = [0] * len(levels), 0
+    for level in levels[:count]:
+        # F-points after the last C-point are one more lane, here or on a finer level.
+        needed = max(-(-needed // level.factor), level.num_intervals + (level.tail > 0))
+    block = -(-needed // devices)
     for level in reversed(levels[:count]):
-        coarser = levels[level.index + 1]
-        evenly = -(-(level.num_intervals + 1) // devices)
-        blocks[level.index] = blocks[coarser.index] * coarser.factor or evenly
+        blocks[level.index] = block
+        block *= level.factor
     return blocks
 
 
