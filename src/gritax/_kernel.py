@@ -4,10 +4,12 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Hashable
+from contextlib import contextmanager
 from functools import cache, partial, update_wrapper
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ._hierarchy import Level
@@ -71,6 +73,17 @@ def _spec(level: Level, kind: _Kind) -> PartitionSpec:
 # Programs with messages that may wait for each other: with more of them JAX 0.10 hangs on several CPU devices a process.
 _IN_FLIGHT = 16
 _dispatched = itertools.count()
+_records: list[list[tuple[str, Level, tuple[int, ...]]]] = []
+
+
+@contextmanager
+def recorded():
+    """What is called within: (name, level, how often it does what it does) of each kernel of a level."""
+    _records.append([])
+    try:
+        yield _records[-1]
+    finally:
+        _records.pop()
 
 
 class per_level:
@@ -127,6 +140,9 @@ class _PerLevel:
         return sum(size(kind, x) for kind, each in zip(self._kinds, arrays, strict=True) for x in jax.tree.leaves(each))
 
     def __call__(self, level: Level, *arrays):
+        if _records:
+            counts = tuple(int(x) for x in arrays if isinstance(x, np.integer))
+            _records[-1].append((self._function.__name__, level, counts))
         found = self._for(level, arrays)(level, *arrays)
         if level.layout.mesh is not None and next(_dispatched) % _IN_FLIGHT == 0:
             jax.block_until_ready(found)

@@ -1,0 +1,168 @@
+"""One solve by several processes, each on a core of its own: does it take as little as the simulator says?
+
+    python benchmarks/scaling.py [--pairs 5] [--json FILE] [--plot FILE]
+
+The adder with the mean over its outputs, 50 pairs of numbers a step, by gradient descent at .025; 1,024 steps, V-cycles, m = 4,
+frozen gradients of 8 steps. What is timed is an iteration, compiled before: a quarter of the difference between solves of 6
+and of 2. One process on one core and two on two take turns; four, two to a core, are run as often. The simulator times the
+kernels on one core, and messages between two processes.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from _measuring import load
+
+
+STEPS, MANY, FEW = 1024, 6, 2
+PROCESSES = (1, 2, 4)
+DEVICES = tuple(2**k for k in range(13))
+
+
+def problem():
+    import jax
+
+    import gritax
+
+    jax.config.update("jax_enable_x64", True)
+    found = gritax.problems.adder(0.025, serialized=False, num_examples=50, reduction="mean", coarse=gritax.FrozenGradient(8))
+    return found.step, found.state, gritax.Multigrid(4)
+
+
+def solves():
+    """In each process: seconds of an iteration, of a serial step, and of messages."""
+    import jax
+
+    import gritax
+
+    gritax.placement.join()
+    step, state, method = problem()
+    mesh = gritax.placement.mesh()
+
+    def seconds(iterations):
+        began = time.perf_counter()
+        gritax.solve(step, state, STEPS, method, tolerance=0, max_iterations=iterations, mesh=mesh)
+        return time.perf_counter() - began
+
+    seconds(1)
+    found = {"iteration": [(seconds(MANY) - seconds(FEW)) / (MANY - FEW) for _ in range(3)]}
+    jax.block_until_ready(gritax.solve_serial(step, state, STEPS))
+    began = time.perf_counter()
+    jax.block_until_ready(gritax.solve_serial(step, state, STEPS))
+    found["serial_step"] = (time.perf_counter() - began) / STEPS
+    if mesh is not None:
+        found["exchange"] = messages(mesh, state)
+    if gritax.placement.is_first():
+        print(json.dumps(found))
+
+
+def messages(mesh, state):
+    """(latency, seconds a byte) of messages to a neighbour, from some of a number and some of a state."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import PartitionSpec as P
+
+    repeats, devices = 20, mesh.shape["time"]
+    ring = [(each, each + 1) for each in range(devices - 1)]
+
+    def taken(size):
+        def exchange(x):
+            return jax.lax.fori_loop(0, repeats, lambda _, x: jax.lax.ppermute(x, "time", ring), x)
+
+        run = jax.jit(jax.shard_map(exchange, mesh=mesh, in_specs=P(), out_specs=P("time"), check_vma=False))
+        x, times = jnp.ones(size), []
+        for _ in range(6):
+            began = time.perf_counter()
+            jax.block_until_ready(run(x))
+            times.append(time.perf_counter() - began)
+        return min(times[1:]) / repeats
+
+    size = sum(x.size for x in jax.tree.leaves(state.params))
+    little, much = taken(1), taken(size)
+    return little, max(much - little, 0.0) / (8 * size)
+
+
+def simulated(exchange):
+    """In a process on one core: seconds of an iteration by the simulator, for each number of devices."""
+    import gritax
+
+    simulation = gritax.placement.Simulation(*problem()[:2], STEPS, problem()[2], gritax.placement.Exchange(*exchange))
+    print(json.dumps({devices: simulation.seconds(devices) for devices in DEVICES}))
+
+
+def run(processes, *arguments):
+    """What a child prints; several processes have a core each, in turns."""
+    command = [sys.executable, __file__, *arguments]
+    if processes > 1:
+        launch = [sys.executable, "-m", "gritax", "launch", "--processes", str(processes), "--pin", "--"]
+        command = launch + command
+    core = None if processes > 1 else lambda: os.sched_setaffinity(0, {0})
+    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, preexec_fn=core, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def measured(pairs):
+    found = {processes: [] for processes in PROCESSES}
+    for pair in range(pairs):
+        for processes in PROCESSES if pair % 2 == 0 else PROCESSES[::-1]:
+            found[processes].append(run(processes, "solves") | {"load": load()})
+            print(processes, found[processes][-1], flush=True)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--plot", metavar="FILE", help="of the strong scaling (needs matplotlib)")
+    arguments = parser.parse_args()
+    found = measured(arguments.pairs)
+    seconds = {n: [statistics.median(each["iteration"]) for each in runs] for n, runs in found.items()}
+    ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
+    exchange = [statistics.median(each["exchange"][i] for each in found[2]) for i in (0, 1)]
+    predicted = {int(n): taken for n, taken in run(1, "simulated", json.dumps(exchange)).items()}
+    rows = []
+    for processes, taken in seconds.items():
+        # Four processes share two cores, so that each of them has half of one.
+        simulated = predicted[processes] * max(processes / 2, 1)
+        row = {"processes": processes, "iteration": statistics.median(taken), "of": taken, "simulated": simulated}
+        rows.append(row | {"off": round(simulated / row["iteration"] - 1, 3)})
+    step = statistics.median(each["serial_step"] for each in found[1])
+    rows.append({"two over one": statistics.median(ratios), "of": ratios, "serial_step": step, "exchange": exchange})
+    rows.append({"simulated": predicted, "speedup": {n: round(predicted[1] / taken, 2) for n, taken in predicted.items()}})
+    print(*rows, sep="\n")
+    if arguments.json:
+        from _rows import write
+
+        write(arguments.json, rows)
+    if arguments.plot:
+        plot(arguments.plot, predicted, seconds)
+
+
+def plot(file, predicted, seconds):
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    axes.loglog(predicted, predicted.values(), "-", label="simulated")
+    axes.loglog(predicted, [predicted[1] / n for n in predicted], ":", color="grey", label="one over devices")
+    cores = [n for n in seconds if n <= 2]
+    axes.loglog(cores, [statistics.median(seconds[n]) for n in cores], "o", label="measured")
+    axes.set(xlabel="devices", ylabel="seconds an iteration", xticks=list(predicted)[::3], xticklabels=list(predicted)[::3])
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+    figure.savefig(Path(file))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["solves"]:
+        solves()
+    elif sys.argv[1:2] == ["simulated"]:
+        simulated(json.loads(sys.argv[2]))
+    else:
+        main()

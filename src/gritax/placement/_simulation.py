@@ -1,0 +1,167 @@
+"""How long an iteration takes on devices that are not at hand: its kernels, timed on one device, and the messages between."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh
+from jaxtyping import PyTree
+
+from .. import _correction, _norms, _relaxation
+from .._cycle import Cycle
+from .._evolution import Phi
+from .._hierarchy import Hierarchy, Level, Multigrid
+from .._kernel import recorded
+from .._layout import AXIS
+from .._sharing import shared
+from .._validation import validated
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What messages take: `latency` seconds each, and `byte` seconds for each of their bytes."""
+
+    latency: float = 0.0
+    byte: float = 0.0
+
+    def neighbour(self, size: float) -> float:
+        """A message to a neighbour while others do the same."""
+        return self.latency + size * self.byte
+
+    def all(self, size: float, devices: int) -> float:
+        """All devices tell all others what they have of so many bytes."""
+        return math.ceil(math.log2(devices)) * self.latency + size * self.byte if devices > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kernel that all devices run at the same time: its name, its level and how often it does what it does."""
+
+    kernel: str
+    level: Level
+    counts: tuple[int, ...]
+
+
+def tasks(cycle: Cycle, u0: PyTree) -> list[Task]:
+    """The kernels of an iteration of this cycle in their order, from the cycle itself, which computes nothing."""
+    finest = cycle.hierarchy[0]
+
+    def stored(count):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), u0)
+
+    def iteration(c, e, final):
+        c, e, final = cycle.relax_finest(c, _relaxation.arrived(finest, c), 1)
+        _norms.measure(finest, cycle.evolution, c, e, final, final, final)
+        return cycle.iterate(c, e)
+
+    with recorded() as calls:
+        jax.eval_shape(iteration, stored(finest.layout.total), stored(finest.layout.lanes(finest.num_intervals)), u0)
+    return [Task(name, level, counts) for name, level, counts in calls]
+
+
+class Simulation:
+    """Iterations of a solve on any number of devices, each as fast as the one at hand.
+
+    All devices run the same kernels at the same time, each on its own intervals: so an iteration takes the sum of what they take
+    on that many intervals, which is measured here, and of the messages, by `exchange`. `method` as for `gritax.solve`.
+
+    >>> import gritax
+    >>> method = gritax.Multigrid(4)
+    >>> simulation = gritax.placement.Simulation(lambda u, start, stride: u / (1 + 0.01 * stride), 1.0, 4096, method)
+    >>> simulation.seconds(1) > 0
+    True
+    """
+
+    def __init__(self, phi: Phi, state: PyTree, num_steps: int, method: Multigrid, exchange: Exchange | None = None):
+        self._evolution, self._u0, _clock = validated(phi, state, num_steps)
+        self._method, self._num_steps, self.exchange = method, num_steps, exchange or Exchange()
+        self._stored = self._evolution.stored(self._u0)
+        self._bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self._stored))
+        self._timed: dict[Task, float] = {}
+
+    def hierarchy(self, devices: int) -> Hierarchy:
+        """The levels with their layout on so many devices."""
+        return shared(self._method.hierarchy(self._num_steps), AbstractMesh((devices,), (AXIS,)), self._evolution.phi)
+
+    def seconds(self, devices: int) -> float:
+        """Of an iteration, compiled before."""
+        return sum(self._computing(task) + self._messages(task, devices) for task in self.tasks(devices))
+
+    def tasks(self, devices: int) -> list[Task]:
+        return tasks(Cycle(self._evolution, self.hierarchy(devices), self._method), self._u0)
+
+    def _messages(self, task: Task, devices: int) -> float:
+        level, exchange = task.level, self.exchange
+        if task.kernel == "restrict":
+            if level.layout.is_shared or not level.points.is_shared:
+                return 0.0
+            return 2 * exchange.all(self._bytes * level.size, devices)
+        if not level.layout.is_shared or devices == 1:
+            return 0.0
+        neighbour = exchange.neighbour(self._bytes)
+        if task.kernel == "relax_finest":
+            return task.counts[0] * neighbour + exchange.all(self._bytes, devices)
+        if task.kernel == "relax_coarse":
+            return task.counts[0] * neighbour
+        if task.kernel in ("residual_norm", "measure"):
+            return neighbour + exchange.all(8 * level.num_intervals, devices) * (4 if task.kernel == "measure" else 1)
+        return neighbour if task.kernel == "keep_exact" else 0.0
+
+    def _computing(self, task: Task) -> float:
+        task = replace(task, level=_alone(task))
+        if task not in self._timed:
+            self._timed[task] = _least(self._call(task))
+        return self._timed[task]
+
+    def _call(self, task: Task) -> Callable[[], Any]:
+        """The kernel on arrays that one device has."""
+        level, evolution, u = task.level, self._evolution, self._stored
+        counts = [np.int32(each) for each in task.counts]
+
+        def stacked(*shape):
+            return jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape)), u)
+
+        c, e, g = stacked(level.num_intervals + 1), stacked(level.num_intervals), stacked(level.size)
+        reached = stacked(level.factor, level.num_lanes)
+        arguments = {
+            "arrived": (c,),
+            "relax_finest": (evolution, c, e, *counts),
+            "measure": (evolution, c, e, self._u0, self._u0, self._u0),
+            "residual_norm": (c, e),
+            "keep_exact": (c, e, *counts),
+            "restrict": (evolution, stacked(level.size + 1), g),
+            "relax_coarse": (evolution, c, g, *counts),
+            "all_points": (c, reached),
+            "march": (evolution, c, g, *counts),
+        }[task.kernel]
+        kernel = next(each for each in map(vars, (_relaxation, _norms, _correction)) if task.kernel in each)[task.kernel]
+        return lambda: kernel(level, *arguments)
+
+
+def _alone(task: Task) -> Level:
+    """The part of a level that a device has, as if it were all."""
+    level = task.level
+    size = level.size
+    if level.layout.is_shared:
+        size = level.layout.block * level.factor
+    elif task.kernel == "restrict" and level.points.is_shared:
+        return replace(level, size=level.points.block, factor=level.points.block, c_layout=None, point_layout=None)
+    return replace(level, size=size, c_layout=None, point_layout=None)
+
+
+def _least(run: Callable[[], Any]) -> float:
+    """Seconds, the least of some calls."""
+
+    def calls() -> Iterator[float]:
+        jax.block_until_ready(run())
+        for _ in range(5):
+            began = time.perf_counter()
+            jax.block_until_ready(run())
+            yield time.perf_counter() - began
+
+    return min(calls())
