@@ -67,8 +67,8 @@ def tasks(cycle: Cycle, u0: PyTree) -> list[Task]:
 class Simulation:
     """Iterations of a solve on any number of devices, each as fast as the one at hand.
 
-    All devices run the same kernels at the same time, each on its own intervals: so an iteration takes the sum of what they take
-    on that many intervals, which is measured here, and of the messages, by `exchange`. `method` as for `gritax.solve`.
+    All devices run the same kernels at the same time, each on its own intervals: so an iteration takes the sum of what they
+    take on that many intervals, which is measured here, and of the messages, by `exchange`. `method` as for `gritax.solve`.
 
     >>> import gritax
     >>> method = gritax.Multigrid(4)
