@@ -1,9 +1,9 @@
 """Training that is killed at random moments and taken up again: does it end with the weights of an uninterrupted run?
 
-    python benchmarks/killed.py [--goal time] [--times 20] [--seed 1] [--json FILE]
+    python benchmarks/killed.py [--goal time] [--processes 1] [--times 20] [--seed 1] [--json FILE]
 
 Digits with Adam by `goal="time"`, one step after the other, or XOR by `goal="depth"` in windows that are solved in parallel
-(rows of the other goal in FILE are kept), in a process that gets SIGKILL at a moment drawn over the whole duration, start and
+(rows of other runs in FILE are kept), in a process that gets SIGKILL at a moment drawn over the whole duration, start and
 compilation included, and then in others with the same directory of checkpoints until one of them finishes; runs follow until
 there were so many kills, half of them in training steps. What a process has reached is what it printed as each stretch of
 steps began. A row is a process:
@@ -12,12 +12,14 @@ steps began. A row is a process:
 - `last`: (first step, steps) of the stretch that it was in. `checkpoint`: the steps that were kept.
 - `lost_stretches`: those that were begun and not kept, without the ones that measure the device, which are kept with the next.
 - `lost_seconds` of training: since the newest checkpoint, or since the first stretch began.
+- `ended_after`: of several processes, of which a random one is killed: seconds until all had ended.
 - `unfinished`: files that were being written.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -45,39 +47,52 @@ RUNS = {
 
 
 def train(directory, goal):
+    gritax.placement.join()
     make, steps, arguments = RUNS[goal]
     problem = make()
     step, params = problem.step, problem.state.params
-    arguments |= {"goal": goal, "resume": directory, "progress": Told()}
+    arguments |= {"goal": goal, "resume": directory, "progress": Told(), "mesh": gritax.placement.mesh()}
     solution = gritax.train(step.loss, step.optimizer, step.batch, params, steps, **arguments)
-    print(json.dumps({"weights": digest(solution.params), "depth": solution.depth}), flush=True)
+    if gritax.placement.is_first():
+        print(json.dumps({"weights": digest(solution.params), "depth": solution.depth}), flush=True)
 
 
-def process(directory, goal, seconds=None):
-    """(the stretches that a process began, what it says at its end) if it is killed after so many seconds."""
+def process(directory, goal, processes, seconds=None):
+    """(the stretches that a process began, what it says at its end, seconds to its end), killed after so many seconds."""
+    began = time.perf_counter()
     command = [sys.executable, __file__, "--child", directory, "--goal", goal]
+    if processes > 1:
+        command = [sys.executable, "-m", "gritax", "launch", "--processes", str(processes), "--", *command]
     with tempfile.TemporaryFile("w+") as output:
         child = subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=output)
         try:
             if child.wait(seconds):
                 raise RuntimeError(f"a process with the checkpoints in {directory} failed with {child.returncode}")
         except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            began = time.perf_counter()
+            os.kill(victim(child.pid, processes, seconds), signal.SIGKILL)
+            child.wait(60)
+        ended_after = time.perf_counter() - began
         output.seek(0)
-        lines = [json.loads(line) for line in output if line.endswith("\n")]
+        lines = [json.loads(line) for line in output if line.endswith("\n") and not line.startswith("[Gloo]")]
     finished = lines.pop() if lines and isinstance(lines[-1], dict) else None
-    return lines, finished
+    return lines, finished, ended_after
 
 
-def row(goal, run, directory, seconds):
-    stretches, finished = process(directory, goal, seconds)
+def victim(launcher, processes, seconds):
+    """The process itself, or one of those that it has launched, if they are there already."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return int(children[int(1000 * seconds) % len(children)]) if processes > 1 and children else launcher
+
+
+def row(names, run, directory, seconds):
+    stretches, finished, ended_after = process(directory, *names.values(), seconds)
     now, checkpoints = time.time(), Directory(directory)
     newest = checkpoints.latest()
     done, saved = (newest.done, checkpoints.files()[0].stat().st_mtime) if newest else (0, 0.0)
     since = max(saved, stretches[0][-1]) if stretches else now
     return {
-        "goal": goal,
+        **names,
         "run": run,
         "killed_after": None if finished else round(seconds, 2),
         "begun_at": stretches[0][0] if stretches else None,
@@ -85,6 +100,7 @@ def row(goal, run, directory, seconds):
         "checkpoint": done,
         "lost_stretches": len({first for first, _, measures, _ in stretches if first >= done and not measures}),
         "lost_seconds": None if finished else round(now - since, 2),
+        "ended_after": None if finished else round(ended_after, 2),
         "unfinished": sum(1 for _ in Path(directory).glob("*.unfinished")),
         "finished": finished,
         "load": load(),
@@ -107,31 +123,31 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--goal", choices=RUNS, default="time")
+    parser.add_argument("--processes", type=int, default=1, help="with --goal depth only")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", metavar="FILE", help="written after every process")
     parser.add_argument("--child", metavar="DIRECTORY", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    goal = arguments.goal
     if arguments.child:
-        return train(arguments.child, goal)
+        return train(arguments.child, arguments.goal)
+    names = {"goal": arguments.goal, "processes": arguments.processes}
     rng, rows, killed, inside, run = np.random.default_rng(arguments.seed), [], [], [], 0
     enough = lambda: len(killed) >= arguments.times and 2 * len(inside) >= arguments.times
     known = json.loads(Path(arguments.json).read_text())["rows"] if arguments.json and Path(arguments.json).exists() else []
-    others = [each for each in known if each["goal"] != goal]
+    others = [each for each in known if any(each[name] != value for name, value in names.items())]
     with tempfile.TemporaryDirectory() as directory:
         began = time.perf_counter()
-        _, wanted = process(f"{directory}/uninterrupted", goal)
-        duration = time.perf_counter() - began
+        _, wanted, duration = process(f"{directory}/uninterrupted", *names.values())
         while not enough():
             finished, run = None, run + 1
             while not finished:
                 moment = None if enough() else rng.uniform(0, duration)
-                rows.append(row(goal, run, f"{directory}/{run}", moment))
+                rows.append(row(names, run, f"{directory}/{run}", moment))
                 finished = rows[-1]["finished"]
                 killed += [rows[-1]] * (not finished)
                 inside = [each for each in killed if each["last"]]
                 if arguments.json:
-                    whole = {"goal": goal, "uninterrupted": wanted, "seconds": round(duration, 2)}
+                    whole = {**names, "uninterrupted": wanted, "seconds": round(duration, 2)}
                     write(arguments.json, [*others, whole, *rows])
     lost, verdict = [each["lost_seconds"] for each in inside], "as they should" if right(rows, wanted) else "NOT as they should"
     print(

@@ -3,6 +3,8 @@
 import math
 from dataclasses import replace
 
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from ._evolution import Phi, evaluations
@@ -26,6 +28,18 @@ def as_mesh(mesh: Mesh | None) -> Mesh | None:
             f'make it by jax.make_mesh((jax.device_count(),), ("{AXIS}",)).'
         )
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def require_agreement(mesh: Mesh | None, done: int) -> None:
+    """Waits until all processes of the mesh have come here, and raises `ValueError` if they have not done as many steps."""
+    if mesh is None or not mesh.is_multi_process:
+        return
+    found = process_allgather(np.int64(done)).tolist()
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"resume: the processes found checkpoints of other steps ({', '.join(map(str, found))}): name a directory that all "
+            "of them can read."
+        )
 
 
 def shared(hierarchy: Hierarchy, mesh: Mesh | AbstractMesh | None, phi: Phi) -> Hierarchy:

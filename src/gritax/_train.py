@@ -21,7 +21,7 @@ from ._layout import AXIS
 from ._norms import norm
 from ._pace import InWindows, OneByOne, Pace
 from ._run import TABLE, Run
-from ._sharing import as_mesh
+from ._sharing import as_mesh, require_agreement
 from ._solution import Solution
 from ._trained import solution_of
 from ._validation import first_step, validated
@@ -124,6 +124,7 @@ def train(
     run = Run(step, state, num_steps, tolerance, DEFAULT_TOLERANCE, progress, asked, tabulated, mesh=mesh)
     longest = min(window or _longest(floating), num_steps)
     pace = keeper and keeper.resumed(run)
+    require_agreement(mesh, run.done)
     if pace is None and goal == "depth":
         pace = InWindows(longest)
     elif pace is None:
