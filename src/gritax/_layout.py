@@ -119,10 +119,18 @@ def _summed(x: PyTree[Array], mine: Array | bool) -> PyTree[Array]:
 
 def replicated(tree: PyTree, mesh: Mesh | AbstractMesh | None) -> PyTree:
     """The same values on every device of the mesh. What NumPy has stays there: costs are counted from it."""
-    if mesh is None:
+    if not isinstance(mesh, Mesh):
         return tree
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: jax.device_put(x, everywhere) if isinstance(x, jax.Array) else x, tree)
+
+    def put(x):
+        if not isinstance(x, jax.Array) or x.sharding == everywhere:
+            return x
+        # From what this process has: `jax.device_put` would ask another for it.
+        copies = [jax.device_put(x, device) for device in mesh.local_devices]
+        return jax.make_array_from_single_device_arrays(x.shape, everywhere, copies)
+
+    return jax.tree.map(put, tree)
 
 
 def local(tree: PyTree, mesh: Mesh | AbstractMesh | None) -> PyTree:
