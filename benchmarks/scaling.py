@@ -5,7 +5,7 @@
 The adder with the mean over its outputs, 50 pairs of numbers a step, by gradient descent at .025; 1,024 steps, V-cycles, m = 4,
 frozen gradients of 8 steps. What is timed is an iteration, compiled before: a quarter of the difference between solves of 6
 and of 2. One process on one core and two on two take turns; four, two to a core, are run as often. The simulator times the
-kernels on one core, and messages between two processes.
+kernels on one core, and messages between two processes; also those of 65,536 steps, on up to 4,096 devices.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from _measuring import load
 
 STEPS, MANY, FEW = 1024, 6, 2
 PROCESSES = (1, 2, 4)
-DEVICES = tuple(2**k for k in range(13))
+LONG, DEVICES = 65_536, tuple(2**k for k in range(4, 13))
 
 
 def problem():
@@ -89,11 +89,13 @@ def messages(mesh, state):
 
 
 def simulated(exchange):
-    """In a process on one core: seconds of an iteration by the simulator, for each number of devices."""
+    """In a process on one core: seconds of an iteration by the simulator, for each number of devices, of both lengths."""
     import gritax
 
-    simulation = gritax.placement.Simulation(*problem()[:2], STEPS, problem()[2], gritax.placement.Exchange(*exchange))
-    print(json.dumps({devices: simulation.seconds(devices) for devices in DEVICES}))
+    step, state, method = problem()
+    for steps, devices in ((STEPS, PROCESSES), (LONG, DEVICES)):
+        simulation = gritax.placement.Simulation(step, state, steps, method, gritax.placement.Exchange(*exchange))
+        print(json.dumps({each: simulation.seconds(each) for each in devices}))
 
 
 def run(processes, *arguments):
@@ -104,14 +106,14 @@ def run(processes, *arguments):
         command = launch + command
     core = None if processes > 1 else lambda: os.sched_setaffinity(0, {0})
     output = subprocess.run(command, stdout=subprocess.PIPE, check=True, preexec_fn=core, text=True).stdout
-    return json.loads(output.splitlines()[-1])
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
 def measured(pairs):
     found = {processes: [] for processes in PROCESSES}
     for pair in range(pairs):
         for processes in PROCESSES if pair % 2 == 0 else PROCESSES[::-1]:
-            found[processes].append(run(processes, "solves") | {"load": load()})
+            found[processes].append(run(processes, "solves")[0] | {"load": load()})
             print(processes, found[processes][-1], flush=True)
     return found
 
@@ -126,7 +128,7 @@ def main():
     seconds = {n: [statistics.median(each["iteration"]) for each in runs] for n, runs in found.items()}
     ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
     exchange = [statistics.median(each["exchange"][i] for each in found[2]) for i in (0, 1)]
-    predicted = {int(n): taken for n, taken in run(1, "simulated", json.dumps(exchange)).items()}
+    predicted, long = ({int(n): t for n, t in each.items()} for each in run(1, "simulated", json.dumps(exchange)))
     rows = []
     for processes, taken in seconds.items():
         # Four processes share two cores, so that each of them has half of one.
@@ -135,25 +137,26 @@ def main():
         rows.append(row | {"off": round(simulated / row["iteration"] - 1, 3)})
     step = statistics.median(each["serial_step"] for each in found[1])
     rows.append({"two over one": statistics.median(ratios), "of": ratios, "serial_step": step, "exchange": exchange})
-    rows.append({"simulated": predicted, "speedup": {n: round(predicted[1] / taken, 2) for n, taken in predicted.items()}})
+    serial = LONG * step
+    rows.append({"steps": LONG, "simulated": long, "serial": serial})
     print(*rows, sep="\n")
     if arguments.json:
         from _rows import write
 
         write(arguments.json, rows)
     if arguments.plot:
-        plot(arguments.plot, predicted, seconds)
+        plot(arguments.plot, long, serial)
 
 
-def plot(file, predicted, seconds):
+def plot(file, simulated, serial):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
-    axes.loglog(predicted, predicted.values(), "-", label="simulated")
-    axes.loglog(predicted, [predicted[1] / n for n in predicted], ":", color="grey", label="one over devices")
-    cores = [n for n in seconds if n <= 2]
-    axes.loglog(cores, [statistics.median(seconds[n]) for n in cores], "o", label="measured")
-    axes.set(xlabel="devices", ylabel="seconds an iteration", xticks=list(predicted)[::3], xticklabels=list(predicted)[::3])
+    axes.loglog(simulated, simulated.values(), "o-", markersize=4, label="an iteration, simulated")
+    first = next(iter(simulated))
+    axes.loglog(simulated, [first * simulated[first] / n for n in simulated], ":", color="grey", label="one over devices")
+    axes.axhline(serial, color="black", linewidth=1, label="all steps, serially")
+    axes.set(xlabel="devices", ylabel="seconds", xticks=list(simulated)[::2], xticklabels=list(simulated)[::2])
     axes.minorticks_off()
     axes.legend(frameon=False)
     figure.savefig(Path(file))

@@ -125,16 +125,21 @@ def test_training(make, dtype, count):
         np.testing.assert_array_equal(together.residuals, alone.residuals)
 
 
-def test_train_in_windows():
+def test_train_in_windows_and_go_on_with_other_devices(tmp_path):
     problem = (small.loss, optax.sgd(0.02), small.batches())
     train = partial(gritax.train, *problem, small.params(), 1500, goal="depth", window=512)
     alone, together = train(), train(mesh=_mesh(4))
-    assert [window.kind for window in together.windows] == [window.kind for window in alone.windows]
-    assert "parallel" in {window.kind for window in together.windows}
+    with pytest.raises(KeyboardInterrupt):
+        train(mesh=_mesh(4), checkpoint=tmp_path, progress=small.Interrupting(2))
+    resumed = train(mesh=_mesh(3), resume=tmp_path)
     step = gritax.TrainStep(*problem)
-    rounding = _rounding(step, step.init(small.params()), 1500)
-    assert small.distance(together.params, alone.params) <= 10 * rounding
-    assert small.relative_error(step, step.init(small.params()), 1500, together) <= 1e-6
+    state = step.init(small.params())
+    rounding = _rounding(step, state, 1500)
+    for trained in (together, resumed):
+        assert [window.kind for window in trained.windows] == [window.kind for window in alone.windows]
+        assert "parallel" in {window.kind for window in trained.windows}
+        assert small.distance(trained.params, alone.params) <= 10 * rounding
+        assert small.relative_error(step, state, 1500, trained) <= 1e-6
 
 
 def test_losses_and_a_step_that_jumps():
