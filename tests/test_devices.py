@@ -48,8 +48,13 @@ _METHODS = {
 }
 
 
-@pytest.mark.parametrize("guess", ["graded", "nested", "zeros", "constant", "own"])
-@pytest.mark.parametrize(("method", "steps"), [("V", 1009), ("V", 1024), ("V", 11), ("7 lanes", 613)])
+@pytest.mark.parametrize(
+    ("method", "steps", "guess"),
+    [
+        *(("V", 1009, guess) for guess in ("graded", "nested", "zeros", "constant", "own")),
+        *((method, steps, "graded") for method, steps in (("V", 1024), ("V", 11), ("7 lanes", 613))),
+    ],
+)
 def test_guesses(method, steps, guess):
     guess = (lambda step: jnp.full(3, 0.5) * jnp.cos(0.01 * step.astype(float))) if guess == "own" else guess
     solve = partial(gritax.solve, _decay, jnp.ones(3), steps, _METHODS[method], initial_guess=guess, tolerance=1e-10)
@@ -61,7 +66,7 @@ def test_guesses(method, steps, guess):
 
 
 @pytest.mark.parametrize("method", _METHODS)
-@pytest.mark.parametrize("count", [3, pytest.param(1, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("count", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 8))])
 def test_methods(method, count):
     solve = partial(gritax.solve, _decay, jnp.ones(3), 419, _METHODS[method], tolerance=1e-10, save_every=7)
     alone, together = solve(), solve(mesh=_mesh(count))
@@ -101,9 +106,7 @@ def _rounding(step, state, steps):
 @pytest.mark.parametrize(
     ("make", "dtype", "count"),
     [
-        (_xor, "float64", 2),
         (_xor, "float64", 8),
-        (_xor, "float32", 3),
         (_adder, "float64", 3),
         (_digits, "float64", 4),
         *(
