@@ -158,6 +158,15 @@ def test_losses_and_a_step_that_jumps():
     assert losses.shape == (512,) and np.all(np.isfinite(losses))
 
 
+def test_an_array_without_numbers():
+    def phi(u, start, stride):
+        return {"u": _decay(u["u"], start, stride), "none": u["none"]}
+
+    for mesh in (None, _mesh(3)):
+        solution = gritax.solve(phi, {"u": jnp.ones(3), "none": jnp.zeros((0, 2))}, 211, gritax.Multigrid(4), mesh=mesh)
+        assert solution.converged and solution.state["none"].shape == (0, 2)
+
+
 @pytest.mark.parametrize("steps", [5, 11, 100, 1009, 65_537])
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 64, 1000])
 def test_every_point_has_its_place(steps, count):

@@ -143,6 +143,7 @@ class _PerLevel:
         if _records:
             counts = tuple(int(x) for x in arrays if isinstance(x, np.integer))
             _records[-1].append((self._function.__name__, level, counts))
+            return self._full(level, *arrays)  # traced within another program, where compiler options cannot be given
         found = self._for(level, arrays)(level, *arrays)
         if level.layout.mesh is not None and next(_dispatched) % _IN_FLIGHT == 0:
             jax.block_until_ready(found)

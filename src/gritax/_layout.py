@@ -80,7 +80,7 @@ class Layout:
 
         def collect(x):
             parts = jax.lax.all_gather(x, AXIS)
-            own = parts[:, : self.block].reshape(-1, *x.shape[1:])
+            own = parts[:, : self.block].reshape(self.block * self.devices, *x.shape[1:])
             return own if lanes else jnp.concatenate([own, parts[-1, -1:]])[: self.count]
 
         return jax.tree.map(collect, x)

@@ -165,7 +165,7 @@ def all_points(level: Level, c: Points, reached: Points) -> Points:
 
     def interleave(c, reached):
         begun = jnp.concatenate([c[None, : level.num_lanes], reached[:-1]]).swapaxes(0, 1)
-        return jnp.concatenate([begun.reshape(-1, *c.shape[1:]), c[level.num_lanes :]])
+        return jnp.concatenate([begun.reshape(level.num_lanes * level.factor, *c.shape[1:]), c[level.num_lanes :]])
 
     points = jax.tree.map(interleave, c, reached)
     return _as_points(level, points)

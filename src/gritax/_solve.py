@@ -117,6 +117,8 @@ def solve(
     assert isinstance(window, Window), "declined only where depth is bounded"
     evolution, hierarchy, reports, verdict = window.evolution, unshared(window.hierarchy), window.reports, window.verdict
     points = cache(window.collected)
+    if mesh is not None and mesh.is_multi_process:
+        points()  # all processes take part in it: later one may ask for losses by itself
     solution = Solution(
         state=window.state,
         params=_params(evolution.phi, window.state),
