@@ -7,6 +7,9 @@ processes of a test run.
 import atexit
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 
 
@@ -21,6 +24,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
+from processes import members
 
 
 jax.config.update("jax_enable_x64", True)
@@ -54,3 +58,25 @@ def mixed_dtypes():
     """Optax mixes the dtypes of rates and counters."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Starts `gritax launch` with a script, and ends what a failed test leaves."""
+    started = []
+
+    def start(script, *options):
+        path = tmp_path / "script.py"
+        path.write_text(script)
+        command = [sys.executable, "-m", "gritax", "launch", *options, "--", sys.executable, str(path)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, **pipes))
+        return started[-1]
+
+    yield start
+    for launcher in started:
+        left = members(launcher)
+        launcher.kill()
+        launcher.wait()
+        for process in left:
+            os.kill(process, signal.SIGKILL)

@@ -158,6 +158,21 @@ def test_losses_and_a_step_that_jumps():
     assert losses.shape == (512,) and np.all(np.isfinite(losses))
 
 
+def test_within_the_mesh_all_works_as_without():
+    """What chooses coarse steps, keeps states and looks for losses is computed beside the shared intervals."""
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("time", "data"))
+    problem = (small.loss, optax.sgd(0.02), small.batches())
+    step = gritax.TrainStep(*problem, "auto")
+    state = step.init(small.params())
+    alone = gritax.solve(step, state, 301, save_every=100)
+    with jax.set_mesh(mesh):
+        together = gritax.solve(step, state, 301, save_every=100, mesh=mesh)
+        trained = gritax.train(*problem, small.params(), 301, goal="depth", mesh=mesh)
+        np.testing.assert_allclose(together.losses, alone.losses, rtol=1e-9)
+    np.testing.assert_allclose(together.states.params["w"], alone.states.params["w"], rtol=1e-9)
+    assert small.relative_error(step, state, 301, trained) <= 1e-6
+
+
 def test_an_array_without_numbers():
     def phi(u, start, stride):
         return {"u": _decay(u["u"], start, stride), "none": u["none"]}
@@ -262,10 +277,21 @@ def test_a_share_of_the_memory():
     [
         (4, "mesh must be a jax.sharding.Mesh"),
         (Mesh(np.array(jax.devices()[:2]), ("data",)), "mesh has the axes .'data',., and none of them is 'time'"),
+        (Mesh(np.array([]), ("time",)), "mesh has no devices"),
     ],
 )
 def test_bad_mesh(mesh, message):
     with pytest.raises(ValueError, match=message):
         gritax.solve(_decay, jnp.ones(3), 100, mesh=mesh)
     with pytest.raises(ValueError, match=message):
+        gritax.plan(small.loss, optax.sgd(0.02), small.batches(), small.params(), 100, mesh=mesh)
+    with pytest.raises(ValueError, match=message):
         gritax.train(small.loss, optax.sgd(0.02), small.batches(), small.params(), 100, mesh=mesh)
+
+
+def test_another_mesh_is_set():
+    with (
+        jax.set_mesh(jax.make_mesh((4,), ("time",))),
+        pytest.raises(ValueError, match=r"but this call is within jax\.set_mesh"),
+    ):
+        gritax.solve(_decay, jnp.ones(3), 100, mesh=_mesh(4))

@@ -1,19 +1,17 @@
 """Several processes of one run, as a user starts them."""
 
-import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
+from processes import members
 
 from gritax.cli._report import write_json
-from gritax.placement import _processes, is_first, join
+from gritax.placement import _processes, is_first
 
 
 _SUM = """
@@ -34,42 +32,11 @@ _PRINT = "print('total', total, gritax.placement.is_first(), jax.local_device_co
 _FOREVER = _PRINT + "while True:\n    jax.block_until_ready(add(ones))\n"
 
 
-@pytest.fixture
-def launch(tmp_path):
-    """Starts `gritax launch` with a script, and ends what a failed test leaves."""
-    started = []
-
-    def start(script, *options):
-        path = tmp_path / "script.py"
-        path.write_text(script)
-        command = [sys.executable, "-m", "gritax", "launch", *options, "--", sys.executable, str(path)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, **pipes))
-        return started[-1]
-
-    yield start
-    for launcher in started:
-        members = _members(launcher)
-        launcher.kill()
-        launcher.wait()
-        for process in members:
-            os.kill(process, signal.SIGKILL)
-
-
-def _members(launcher):
-    """The processes that it has started and that are there still, in order."""
-    try:
-        with open(f"/proc/{launcher.pid}/task/{launcher.pid}/children") as children:
-            return [int(each) for each in children.read().split()]
-    except FileNotFoundError:
-        return []
-
-
 def _running(launcher):
     """Its processes, once the first has printed that all have added."""
     for line in launcher.stdout:
         if line.startswith("total"):
-            return _members(launcher)
+            return members(launcher)
     pytest.fail(f"nothing was added: {launcher.stderr.read()}")
 
 
@@ -120,7 +87,7 @@ def test_the_coordinator_listens_on_loopback_only(launch):
     launcher = launch(_SUM + said)
     line = next(line for line in launcher.stdout if line.startswith("total"))
     port = f"{int(line.rpartition(':')[2]):04X}"
-    addresses = {address for address, at in _listening(_members(launcher)) if at == port}
+    addresses = {address for address, at in _listening(members(launcher)) if at == port}
     assert addresses and addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
     launcher.send_signal(signal.SIGINT)
     assert _ending(launcher)[0] == 128 + signal.SIGINT
@@ -233,159 +200,3 @@ def test_other_processes_write_nothing(monkeypatch, tmp_path):
     assert not is_first()
     write_json(tmp_path / "run.json", {})
     assert not list(tmp_path.iterdir())
-
-
-def _place(monkeypatch, environment, *arguments):
-    for name in list(os.environ):
-        if name.startswith(("GRITAX_", "OMPI_", "SLURM_", "PMIX_")):
-            monkeypatch.delenv(name)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    return _processes._place(*(arguments or (None, None, None)))
-
-
-_MPIRUN = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "3"}
-_SRUN = {
-    "SLURM_JOB_ID": "123",
-    "SLURM_STEP_ID": "0",
-    "SLURM_STEP_NODELIST": "node[1-2]",
-    "SLURM_NTASKS": "8",
-    "SLURM_STEP_NUM_TASKS": "4",
-    "SLURM_PROCID": "2",
-    "SLURM_LOCALID": "0",
-}
-
-
-@pytest.mark.parametrize(
-    ("environment", "arguments", "found"),
-    [
-        ({}, (), None),
-        ({"GRITAX_COORDINATOR": "a:1", "GRITAX_PROCESSES": "2", "GRITAX_PROCESS": "1"}, (), ("a:1", 2, 1, None)),
-        ({"GRITAX_COORDINATOR": "a:1", "GRITAX_PROCESSES": "2", "GRITAX_PROCESS": "1"}, ("b:2", 3, 0), ("b:2", 3, 0, None)),
-        ({**_SRUN, "GRITAX_COORDINATOR": "a:1"}, (), ("a:1", 4, 2, 0)),
-        (_SRUN, ("a:1", None, None), ("a:1", 4, 2, 0)),
-        (_SRUN, ("a:1", 2, 1), ("a:1", 2, 1, None)),
-        ({**_SRUN, **_MPIRUN}, ("a:1", None, None), ("a:1", 4, 3, 3)),
-        (
-            {"SLURM_JOB_ID": "123", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
-            (),
-            None,
-        ),  # of a batch script
-    ],
-)
-def test_where_a_process_finds_its_place(monkeypatch, environment, arguments, found):
-    assert _place(monkeypatch, environment, *arguments) == found
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [{**_MPIRUN, "OMPI_COMM_WORLD_LOCAL_SIZE": "4", "PMIX_NAMESPACE": "77"}, {**_SRUN, "SLURM_STEP_NUM_NODES": "1"}],
-)
-def test_on_one_machine_a_job_manager_is_enough(monkeypatch, environment):
-    found = _place(monkeypatch, environment)
-    assert found.processes == 4 and found.coordinator.startswith("127.0.0.1:")
-    assert 61440 <= int(found.coordinator.rpartition(":")[2]) < 65536
-
-
-@pytest.mark.parametrize(
-    ("environment", "arguments", "message"),
-    [
-        ({}, ("a:1", None, None), "processes, process is not given"),
-        ({}, (None, 2, 0), "coordinator is not given"),
-        ({}, ("a:1", 2, 2), "process must be below processes"),
-        ({}, ("a:1", 2, -1), "process must be a whole number"),
-        ({}, ("a", 2, 0), "coordinator must be host:port"),
-        ({}, ("a:b", 2, 0), "coordinator must be host:port"),
-        ({"GRITAX_PROCESSES": "2", "GRITAX_PROCESS": "1"}, (), "GRITAX_COORDINATOR is not given"),
-        ({"GRITAX_PROCESSES": "two"}, (), "GRITAX_PROCESSES in the environment"),
-        (
-            {**_MPIRUN, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
-            (),
-            "mpirun has started 4 processes on several machines: give coordinator",
-        ),
-        ({**_SRUN, "SLURM_STEP_NUM_NODES": "2"}, (), "srun has started 4 processes on several machines: give coordinator"),
-    ],
-)
-def test_a_place_that_cannot_be(monkeypatch, environment, arguments, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        _place(monkeypatch, environment, *arguments)
-
-
-def test_a_single_process_has_nothing_to_join(monkeypatch):
-    assert _place(monkeypatch, {}) is None
-    join()
-    join("127.0.0.1:1", 1, 0)
-    assert is_first()
-
-
-def test_a_coordinator_that_is_not_there_is_named():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ConnectionError, match=f"process 0 cannot listen at 127.0.0.1, port {port}"):
-            join(f"127.0.0.1:{port}", 2, 0)
-    with pytest.raises(ConnectionError, match=f"coordinator 127.0.0.1:{port} was not reached in 1 s"):
-        join(f"127.0.0.1:{port}", 2, 1, timeout=1)
-
-
-def test_joining_after_jax_has_its_devices_is_told():
-    script = "import jax, gritax\njax.devices()\ngritax.placement.join('127.0.0.1:{}', 2, 0)"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    done = subprocess.run([sys.executable, "-c", script.format(port)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert "gritax.placement.join must come before anything that asks JAX for its devices" in done.stderr
-
-
-_TRAIN = """
-import json, sys
-import gritax
-
-gritax.placement.join()
-
-import jax, numpy as np
-
-jax.config.update("jax_enable_x64", True)
-problem = gritax.problems.xor()
-step, mesh, first = problem.step, gritax.placement.mesh(), gritax.placement.is_first()
-
-
-def train(steps, **options):
-    return gritax.train(step.loss, step.optimizer, step.batch, problem.state.params, steps, goal="depth", **options)
-
-
-def values(params):
-    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)]).tolist()
-"""
-_WEIGHTS = (
-    _TRAIN
-    + """
-solution = gritax.solve(step, problem.state, 1009, gritax.Multigrid(4), max_iterations=3, throw=False, mesh=mesh)
-trained = train(1501, window=700, mesh=mesh)
-if first:
-    kinds = [each.kind for each in trained.windows]
-    print(json.dumps([jax.device_count(), values(solution.params), kinds, values(trained.params)]), flush=True)
-"""
-)
-
-
-def test_weights_on_any_number_of_processes(launch):
-    """Those of coarse steps with many stages to rounding, the others to the last bit."""
-    found = []
-    for options in (("--processes", "1"), ("--processes", "2"), ("--processes", "2", "--devices", "2")):
-        output, errors = launch(_WEIGHTS, *options).communicate(timeout=300)
-        lines = [json.loads(line) for line in output.splitlines() if not line.startswith("[Gloo]")]
-        assert len(lines) == 1, errors
-        found += lines
-    assert [devices for devices, *_ in found] == [1, 2, 4]
-    for _, solved, kinds, trained in found[1:]:
-        assert solved == found[0][1]
-        assert kinds == found[0][2] and "parallel" in kinds
-        np.testing.assert_allclose(trained, found[0][3], rtol=1e-11)
-
-
-def test_processes_must_see_the_same_checkpoints(launch, tmp_path):
-    directory = f"{str(tmp_path)!r} + ('/first' if first else '/other')"
-    launcher = launch(f"{_TRAIN}\nif first:\n    train(500, resume={directory})\ntrain(500, resume={directory}, mesh=mesh)\n")
-    _, errors = launcher.communicate(timeout=300)
-    assert launcher.returncode == 1
-    assert "the processes found checkpoints of other steps (500, 0)" in errors

@@ -92,12 +92,11 @@ class Attempt:
         cycle, skip = self.cycle, self.cycle.method.skip_first_down and len(self.cycle.hierarchy) > 1
         relaxed: Array | float = math.nan
         origin = u0 if self.bounds.origin is None else replicated(self.bounds.origin, cycle.mesh)
-        final = u0
+        finest, final = cycle.hierarchy[0], u0
         spent = last = cycle.cost.depth
         while True:
             # One sweep gives the residual of this iterate, its final state, and the first arrivals of the next iteration.
             before = final
-            finest = cycle.hierarchy[0]
             c, e, final = cycle.relax_finest(c, arrived(finest, c), 1)
             norms = Norms(*np.asarray(measure(finest, cycle.evolution, c, e, final, before, origin)).tolist())
             spent, last = cycle.cost.depth, spent

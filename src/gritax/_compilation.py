@@ -15,17 +15,7 @@ from jaxtyping import Array, PyTree
 from ._correction import keep_exact, restrict
 from ._cycle import Cycle
 from ._norms import measure, residual_norm
-from ._relaxation import (
-    all_points,
-    arrived,
-    begun_with,
-    everywhere,
-    first_arrival,
-    march,
-    nothing,
-    relax_coarse,
-    relax_finest,
-)
+from ._relaxation import all_points, arrived, begun_with, everywhere, first_arrival, march, relax_coarse, relax_finest
 
 
 def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:
@@ -54,13 +44,13 @@ def kernels_of(cycle: Cycle, u0: PyTree[Array]) -> list[tuple[Any, tuple]]:
     ]
     for level in coarser:
         c, arrivals = points(level.layout.total), points(level.points.lanes(level.size))
-        g = points(level.points.lanes(level.size) if level.layout.is_shared else level.size)
+        g = points(level.layout.lanes(level.num_lanes) * level.factor if level.layout.is_shared else level.size)
         kernels.append((restrict, (level, evolution, points(level.points.total), arrivals)))
-        kernels += [(everywhere, (level, u0)), (nothing, (level, u0))]
+        kernels.append((everywhere, (level, u0)))
         if level is cycle.hierarchy[-1]:
             kernels.append((march, (level, evolution, c, g, count)))
         else:
-            reached = points(level.factor, level.num_lanes * (level.layout.devices if level.layout.is_shared else 1))
+            reached = points(level.factor, level.layout.lanes(level.num_lanes))
             kernels += [
                 (relax_coarse, (level, evolution, c, g, count, count, count)),
                 (all_points, (level, c, reached)),

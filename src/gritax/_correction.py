@@ -10,7 +10,7 @@ from ._kernel import per_level
 from ._relaxation import Points
 
 
-@per_level(("intervals", "intervals"), c="points", e="points")
+@per_level(("steps", "intervals"), c="points", e="points")
 def restrict(level: Level, evolution: Evolution, c: Points, e: Points) -> tuple[Points, Points]:
     """Right-hand side of `level` from the C-points `c` and arrivals `e` of the next finer one, and its own C-points.
 
@@ -27,8 +27,7 @@ def restrict(level: Level, evolution: Evolution, c: Points, e: Points) -> tuple[
     g = jax.tree.map(jnp.subtract, e, predicted)
     if not level.layout.is_shared:
         g, c = level.points.collected(g, lanes=True), level.points.collected(c)
-    count = level.factor * level.layout.block or level.size
-    return jax.tree.map(lambda x: x[:count], g), jax.tree.map(lambda x: x[:: level.factor], c)
+    return jax.tree.map(lambda x: x[: level.num_steps], g), jax.tree.map(lambda x: x[:: level.factor], c)
 
 
 @per_level("intervals", c="intervals", e="intervals")

@@ -83,12 +83,12 @@ class Cycle:
     def ascend(self, u0: PyTree[Array], cycle: str) -> Points:
         """The C-points of level 0 by the way up alone: solve the coarsest level for its own propagator, fill the others."""
         coarsest = self.hierarchy[-1]
-        c = kernels.everywhere(coarsest, u0)
+        c, g = kernels.everywhere(coarsest, u0)
         if len(self.hierarchy) == 1:
             return self.march_finest(c)
-        c = self.march(c, kernels.nothing(coarsest, u0))
+        c = self.march(c, g)
         for level in reversed(self.hierarchy.levels[1:-1]):
-            g = kernels.nothing(level, u0)
+            _, g = kernels.everywhere(level, u0)
             c = self.fill(level, c, g) if cycle == "V" else self.solve(level, c, g, "V")
         return c
 
@@ -100,14 +100,15 @@ class Cycle:
         """
         coarsest = self.hierarchy[-1]
         if len(self.hierarchy) == 1:
-            return self.march_finest(kernels.everywhere(coarsest, u0))
+            return self.march_finest(kernels.everywhere(coarsest, u0)[0])
         begun, first, beginnings = u0, 0, []
         for level in self.hierarchy.levels[1:-1]:
-            c, g = kernels.everywhere(level, begun), kernels.nothing(level, u0)
+            c, g = kernels.everywhere(level, begun)
             reached = self.relax_coarse(level, c, g, 1, level.factor, first)[2]
             beginnings.append((level, g, c, reached, np.int32(first)))
             begun, first = kernels.first_arrival(level, reached), 1
-        c = self.march(kernels.everywhere(coarsest, begun), kernels.nothing(coarsest, u0), first)
+        c, g = kernels.everywhere(coarsest, begun)
+        c = self.march(c, g, first)
         for level, g, *beginning in reversed(beginnings):
             c = kernels.begun_with(level, self.fill(level, c, g), u0, *beginning)
         return c

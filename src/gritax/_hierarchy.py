@@ -58,6 +58,11 @@ class Level:
         """The arrivals that a device holds."""
         return self.layout.block or self.num_intervals
 
+    @property
+    def num_steps(self) -> int:
+        """The steps that a device takes, and its right-hand sides."""
+        return self.factor * self.layout.block or self.size
+
 
 @dataclass(frozen=True)
 class Multigrid:

@@ -57,9 +57,9 @@ def _quick_options() -> dict | None:
     return _QUICK
 
 
-# An array that is shared between devices, by what its leading axis counts: intervals of the level, or points of it, which are
-# intervals of the next finer one. "reached" has intervals as its second axis. None: the same on every device.
-_Kind = Literal["intervals", "points", "reached"] | None
+# An array that is shared between devices, by what its leading axis counts: intervals of the level, the steps in them, or points
+# of it, which are intervals of the next finer one. "reached" has intervals as its second axis. None: the same on every device.
+_Kind = Literal["intervals", "steps", "points", "reached"] | None
 
 
 def _spec(level: Level, kind: _Kind) -> PartitionSpec:
@@ -73,12 +73,12 @@ def _spec(level: Level, kind: _Kind) -> PartitionSpec:
 # Programs with messages that may wait for each other: with more of them JAX 0.10 hangs on several CPU devices a process.
 _IN_FLIGHT = 16
 _dispatched = itertools.count()
-_records: list[list[tuple[str, Level, tuple[int, ...]]]] = []
+_records: list[list[tuple["_PerLevel", Level, tuple[int, ...]]]] = []
 
 
 @contextmanager
 def recorded():
-    """What is called within: (name, level, how often it does what it does) of each kernel of a level."""
+    """What is called within: (kernel, level, how often it does what it does) of each kernel of a level."""
     _records.append([])
     try:
         yield _records[-1]
@@ -102,7 +102,7 @@ class per_level:
 
 class _PerLevel:
     def __init__(self, function: Callable, out: _Kind | tuple[_Kind, ...], shared: dict[str, _Kind]):
-        self._function = function
+        self._function, self.name = function, function.__name__
         self._out: tuple[_Kind, ...] | _Kind = out
         self._kinds: list[_Kind] = [shared.get(name) for name in list(inspect.signature(function).parameters)[1:]]
         self._full = self._quick = kernel(self._placed, static_argnums=0)
@@ -131,18 +131,17 @@ class _PerLevel:
         return self._quick
 
     def _numbers(self, level: Level, arrays) -> int:
-        counts = {"intervals": level.num_intervals + 1, "points": level.size + 1, "reached": level.size}
-        axes = {"reached": 2}
+        counts = {"intervals": level.num_intervals + 1, "steps": level.size, "points": level.size + 1, "reached": level.size}
 
         def size(kind, x):
-            return x.size if kind is None else math.prod(x.shape[axes.get(kind, 1) :]) * counts[kind]
+            return x.size if kind is None else math.prod(x.shape[2 if kind == "reached" else 1 :]) * counts[kind]
 
         return sum(size(kind, x) for kind, each in zip(self._kinds, arrays, strict=True) for x in jax.tree.leaves(each))
 
     def __call__(self, level: Level, *arrays):
         if _records:
             counts = tuple(int(x) for x in arrays if isinstance(x, np.integer))
-            _records[-1].append((self._function.__name__, level, counts))
+            _records[-1].append((self, level, counts))
             return self._full(level, *arrays)  # traced within another program, where compiler options cannot be given
         found = self._for(level, arrays)(level, *arrays)
         if level.layout.mesh is not None and next(_dispatched) % _IN_FLIGHT == 0:

@@ -134,7 +134,10 @@ def replicated(tree: PyTree, mesh: Mesh | AbstractMesh | None) -> PyTree:
 
 
 def local(tree: PyTree, mesh: Mesh | AbstractMesh | None) -> PyTree:
-    """What every device has the same of, as the values of one device of this process."""
-    if mesh is None:
+    """What every device has the same of, as the values of one device of this process.
+
+    Within `jax.set_mesh` it stays on all: JAX takes what else is computed there to be on the devices of that mesh.
+    """
+    if mesh is None or not jax.sharding.get_abstract_mesh().empty:
         return tree
     return jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree)

@@ -71,7 +71,7 @@ def relax_finest(level: Level, evolution: Evolution, c: Points, e: Points, sweep
     return c, e, evolution.natural(level.layout.at(c, last))
 
 
-@per_level(("intervals", "intervals", "reached"), c="intervals", g="intervals")
+@per_level(("intervals", "intervals", "reached"), c="intervals", g="steps")
 def relax_coarse(
     level: Level, evolution: Evolution, c: Points, g: Points, sweeps: Array, steps: Array, first: Array
 ) -> tuple[Points, Points, Points]:
@@ -167,8 +167,7 @@ def all_points(level: Level, c: Points, reached: Points) -> Points:
         begun = jnp.concatenate([c[None, : level.num_lanes], reached[:-1]]).swapaxes(0, 1)
         return jnp.concatenate([begun.reshape(level.num_lanes * level.factor, *c.shape[1:]), c[level.num_lanes :]])
 
-    points = jax.tree.map(interleave, c, reached)
-    return _as_points(level, points)
+    return _as_points(level, jax.tree.map(interleave, c, reached))
 
 
 def _as_points(level, x):
@@ -178,7 +177,7 @@ def _as_points(level, x):
     return level.points.own(x)
 
 
-@per_level("points", c="intervals", g="intervals")
+@per_level("points", c="intervals", g="steps")
 def march(level: Level, evolution: Evolution, c: Points, g: Points, first: Array) -> Points:
     """All points of the coarsest level, one after the other from point `first` in the state `c[0]`."""
 
@@ -194,17 +193,15 @@ def march(level: Level, evolution: Evolution, c: Points, g: Points, first: Array
     return _as_points(level, jax.lax.fori_loop(first, jnp.int32(level.size), step, start)[2])
 
 
-@per_level("intervals")
-def everywhere(level: Level, u: PyTree[Array]) -> Points:
-    """One state at all C-points."""
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (level.layout.here, *x.shape)), u)
+@per_level(("intervals", "steps"))
+def everywhere(level: Level, u: PyTree[Array]) -> tuple[Points, Points]:
+    """One state at all C-points, and right-hand sides of zero."""
 
+    def at_all(count):
+        return lambda x: jnp.broadcast_to(x, (count, *x.shape))
 
-@per_level("intervals")
-def nothing(level: Level, u: PyTree[Array]) -> Points:
-    """Right-hand sides of zero."""
-    count = level.factor * level.layout.block or level.size
-    return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), u)
+    zero = jax.tree.map(jnp.zeros_like, u)
+    return jax.tree.map(at_all(level.layout.here), u), jax.tree.map(at_all(level.num_steps), zero)
 
 
 @per_level(None, reached="reached")

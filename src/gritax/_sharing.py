@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import jax
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AbstractMesh, AxisType, Mesh
@@ -22,17 +23,35 @@ def as_mesh(mesh: Mesh | None) -> Mesh | None:
         return None
     if not isinstance(mesh, Mesh):
         raise ValueError(f'mesh must be a jax.sharding.Mesh, such as jax.make_mesh((4,), ("{AXIS}",)), not {mesh!r}.')
+    if mesh.size == 0:
+        raise ValueError("mesh has no devices.")
     if AXIS not in mesh.shape:
         raise ValueError(
             f"mesh has the axes {tuple(mesh.axis_names)}, and none of them is {AXIS!r}, along which devices share intervals: "
             f'make it by jax.make_mesh((jax.device_count(),), ("{AXIS}",)).'
         )
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    context = jax.sharding.get_abstract_mesh()
+    if not context.empty and context != mesh.abstract_mesh:
+        raise ValueError(
+            f"mesh is {mesh.abstract_mesh}, but this call is within jax.set_mesh of {context}: set the same one, with axes of "
+            f"the type Auto, jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,) * {len(mesh.axis_names)})."
+        )
+    return mesh
+
+
+def count(mesh: Mesh | None) -> int:
+    """How many devices share the intervals."""
+    return mesh.shape[AXIS] if mesh else 1
+
+
+def is_of_several_processes(mesh: Mesh | None) -> bool:
+    return mesh is not None and mesh.is_multi_process
 
 
 def require_agreement(mesh: Mesh | None, done: int) -> None:
     """Waits until all processes of the mesh have come here, and raises `ValueError` if they have not done as many steps."""
-    if mesh is None or not mesh.is_multi_process:
+    if not is_of_several_processes(mesh):
         return
     found = process_allgather(np.int64(done)).tolist()
     if len(set(found)) > 1:

@@ -16,7 +16,7 @@ from ._convergence import ConvergenceError, require_tolerance
 from ._evolution import Phi, optional
 from ._guess import InitialGuess, require_known_guess
 from ._hierarchy import Multigrid
-from ._sharing import as_mesh, unshared
+from ._sharing import as_mesh, is_of_several_processes, unshared
 from ._solution import Solution
 from ._trajectory import losses, saved_states
 from ._validation import validated
@@ -117,7 +117,7 @@ def solve(
     assert isinstance(window, Window), "declined only where depth is bounded"
     evolution, hierarchy, reports, verdict = window.evolution, unshared(window.hierarchy), window.reports, window.verdict
     points = cache(window.collected)
-    if mesh is not None and mesh.is_multi_process:
+    if is_of_several_processes(mesh):
         points()  # all processes take part in it: later one may ask for losses by itself
     solution = Solution(
         state=window.state,

@@ -17,11 +17,10 @@ from jaxtyping import Array, PyTree
 from ._arguments import require_steps, require_whole
 from ._attempt import Progress
 from ._convergence import DEFAULT_TOLERANCE, ConvergenceError, require_tolerance
-from ._layout import AXIS
 from ._norms import norm
 from ._pace import InWindows, OneByOne, Pace
 from ._run import TABLE, Run
-from ._sharing import as_mesh, require_agreement
+from ._sharing import as_mesh, count, is_of_several_processes, require_agreement
 from ._solution import Solution
 from ._trained import solution_of
 from ._validation import first_step, validated
@@ -110,9 +109,9 @@ def train(
     num_steps, window = int(num_steps), window and int(window)
     tolerance = tolerance if tolerance is None else float(tolerance)
     mesh, keeper = as_mesh(mesh), _keeper(checkpoint, resume)
-    if mesh is not None and mesh.is_multi_process and goal == "time":
+    if is_of_several_processes(mesh) and goal == "time":
         raise ValueError(
-            'goal="time" goes by what each process measures, and they would not agree: for a mesh of several processes give '
+            'goal="time" goes by what each process measures, and they would not agree. For a mesh of several processes give '
             'goal="depth".'
         )
     first = step.init(params, stats)
@@ -209,7 +208,7 @@ def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: i
             return OneByOne(
                 f"in {run.num_steps * seconds:.2g} s, too short to measure whether windows would be faster", stretch
             )
-        devices = run.mesh.shape[AXIS] if run.mesh else 1
+        devices = count(run.mesh)
         speeds = measured(evolution, floating, clock, run.num_steps, enough=LEAST_WORK / devices)
         if not can_pay(speeds, devices):
             here = "this device makes" if devices == 1 else f"each of {devices} devices makes"

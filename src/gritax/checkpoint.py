@@ -22,6 +22,7 @@ from ._hierarchy import Hierarchy, Level
 from ._pace import Pace, facts as pace_facts, from_facts as pace_from
 from ._run import Run
 from ._sensitivity import Sensitivity
+from ._sharing import is_of_several_processes
 from ._solution import WindowReport
 
 
@@ -138,7 +139,7 @@ class Keeper:
             )
 
     def save(self, run: Run, pace: Pace) -> None:
-        if jax.process_index() > 0:  # the first process has written the same
+        if is_of_several_processes(run.mesh) and jax.process_index() > 0:  # the first has written the same
             return
         found = run.sensitivity
         facts = {

@@ -13,8 +13,11 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from ..experiments import Comparison
-from ..placement import is_first
+from .._hierarchy import Multigrid
+from ..experiments import Comparison, compare
+from ..placement import is_first, mesh
+from ..problems import Problem
+from ..progress import Lines
 
 
 CONVERGED, BAD_ARGUMENTS, NOT_CONVERGED = 0, 2, 3
@@ -24,8 +27,17 @@ def one_or_many(values: tuple[int, ...]) -> int | tuple[int, ...]:
     return values[0] if len(values) == 1 else values
 
 
-def finish(command: Any, console: Console, comparison: Comparison) -> int:
-    """Shows the comparison, writes it if that was asked for, and returns the exit status."""
+def compared(command: Any, console: Console, problem: Problem, method: Multigrid | None) -> int:
+    """Solves and trains serially on the devices there are, shows it, writes it if that was asked for; the exit status."""
+    comparison = compare(
+        problem,
+        command.steps,
+        method,
+        progress=Lines(console),
+        tolerance=command.tolerance,
+        max_iterations=command.max_iterations,
+        mesh=mesh(),
+    )
     _show(console, comparison)
     if command.json is not None:
         settings = {name: value for name, value in vars(command).items() if name != "json"}

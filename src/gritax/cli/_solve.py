@@ -7,13 +7,12 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
-from .. import experiments, placement, problems
+from .. import problems
 from .._arguments import require_whole
 from .._convergence import require_tolerance
 from .._hierarchy import Multigrid
 from ..coarse import RescaledRate
-from ..progress import Lines
-from ._report import finish, one_or_many, require_writable
+from ._report import compared, one_or_many, require_writable
 
 
 @dataclass
@@ -62,16 +61,7 @@ class Solve:
         require_whole("--max-iterations", self.max_iterations, 0)
         require_writable(self.json)
         console.print(f"XOR, {self.steps:,} steps of gradient descent at learning rate {self.alpha:g}, {self.dtype}\n")
-        comparison = experiments.compare(
-            problem,
-            self.steps,
-            method,
-            progress=Lines(console),
-            tolerance=self.tolerance,
-            max_iterations=self.max_iterations,
-            mesh=placement.mesh(),
-        )
-        return finish(self, console, comparison)
+        return compared(self, console, problem, method)
 
     def _coarse_step(self) -> RescaledRate:
         if self.coarse == "naive":

@@ -8,13 +8,12 @@ import optax
 import tyro
 from rich.console import Console
 
-from .. import experiments, placement, problems
+from .. import problems
 from .._arguments import require_whole
 from .._convergence import require_tolerance
 from .._hierarchy import Multigrid
 from ..coarse import FrozenGradient
-from ..progress import Lines
-from ._report import finish, one_or_many, require_writable
+from ._report import compared, one_or_many, require_writable
 
 
 @dataclass
@@ -71,16 +70,7 @@ class Train:
         refresh = int(self.refresh) if self.refresh is not None and self.refresh.is_integer() else self.refresh
         problem = self._problem(FrozenGradient(refresh))
         console.print(f"{self.problem}, {self.steps:,} training steps, {self.dtype}\n")
-        comparison = experiments.compare(
-            problem,
-            self.steps,
-            method,
-            progress=Lines(console),
-            tolerance=self.tolerance,
-            max_iterations=self.max_iterations,
-            mesh=placement.mesh(),
-        )
-        return finish(self, console, comparison)
+        return compared(self, console, problem, method)
 
     def _problem(self, coarse: FrozenGradient) -> problems.Problem:
         if self.rate is not None and not self.rate > 0:

@@ -1,6 +1,5 @@
 """A solve beside the serial training that it replaces: the same weights, and did it pay?"""
 
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from .._hierarchy import Multigrid
 from .._norms import norm
 from .._serial import solve_serial
+from .._sharing import is_of_several_processes
 from .._solution import Solution
 from .._solve import Progress, solve
 from ..problems import Problem
@@ -79,8 +79,7 @@ def compare(
     distance = _distance(solution.params, serial)
     again = {**options, "tolerance": 0, "max_iterations": solution.iterations}
     # Processes of one run must agree on how often they run, and their clocks differ.
-    several = options.get("mesh") is not None and options["mesh"].is_multi_process
-    at_most = math.inf if several else 2.0
+    at_most = 0.0 if is_of_several_processes(options.get("mesh")) else 2.0
     return Comparison(
         solution=solution,
         distance=distance,
@@ -90,7 +89,7 @@ def compare(
         metrics=problem.metrics(solution.params),
         serial_metrics=problem.metrics(serial),
         seconds=_seconds(lambda: solve(problem.step, problem.state, num_steps, method, **again).state, at_most),
-        serial_seconds=_seconds(lambda: solve_serial(problem.step, problem.state, num_steps)),
+        serial_seconds=_seconds(lambda: solve_serial(problem.step, problem.state, num_steps), at_most),
         first_seconds=first_seconds,
     )
 
@@ -103,10 +102,10 @@ def _distance(a, b) -> float:
     return float(norm(jax.tree.map(jnp.subtract, a, b)))
 
 
-def _seconds(run: Callable, at_most: float = 2.0) -> float:
-    """Median of up to three runs, fewer once they have taken `at_most` seconds."""
+def _seconds(run: Callable, at_most: float) -> float:
+    """Median of up to five runs, fewer once they have taken `at_most` seconds."""
     taken: list[float] = []
-    while len(taken) < 3 and sum(taken) < at_most:
+    while not taken or (len(taken) < 5 and sum(taken) < at_most):
         began = time.perf_counter()
         jax.block_until_ready(run())
         taken.append(time.perf_counter() - began)

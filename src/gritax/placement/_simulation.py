@@ -12,12 +12,14 @@ import numpy as np
 from jax.sharding import AbstractMesh
 from jaxtyping import PyTree
 
-from .. import _correction, _norms, _relaxation
+from .._arguments import require_whole
 from .._cycle import Cycle
 from .._evolution import Phi
 from .._hierarchy import Hierarchy, Level, Multigrid
 from .._kernel import recorded
 from .._layout import AXIS
+from .._norms import measure
+from .._relaxation import arrived
 from .._sharing import shared
 from .._validation import validated
 
@@ -28,6 +30,11 @@ class Exchange:
 
     latency: float = 0.0
     byte: float = 0.0
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number of seconds, at least 0, not {value!r}.")
 
     def neighbour(self, size: float) -> float:
         """A message to a neighbour while others do the same."""
@@ -40,9 +47,9 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Task:
-    """A kernel that all devices run at the same time: its name, its level and how often it does what it does."""
+    """A kernel that all devices run at the same time, its level and how often it does what it does."""
 
-    kernel: str
+    kernel: Any
     level: Level
     counts: tuple[int, ...]
 
@@ -55,13 +62,13 @@ def tasks(cycle: Cycle, u0: PyTree) -> list[Task]:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), u0)
 
     def iteration(c, e, final):
-        c, e, final = cycle.relax_finest(c, _relaxation.arrived(finest, c), 1)
-        _norms.measure(finest, cycle.evolution, c, e, final, final, final)
+        c, e, final = cycle.relax_finest(c, arrived(finest, c), 1)
+        measure(finest, cycle.evolution, c, e, final, final, final)
         return cycle.iterate(c, e)
 
     with recorded() as calls:
         jax.eval_shape(iteration, stored(finest.layout.total), stored(finest.layout.lanes(finest.num_intervals)), u0)
-    return [Task(name, level, counts) for name, level, counts in calls]
+    return [Task(*call) for call in calls]
 
 
 class Simulation:
@@ -78,6 +85,11 @@ class Simulation:
     """
 
     def __init__(self, phi: Phi, state: PyTree, num_steps: int, method: Multigrid, exchange: Exchange | None = None):
+        if not isinstance(method, Multigrid):
+            raise ValueError(f"method must be a gritax.Multigrid, such as gritax.Multigrid(coarsening=4), not {method!r}.")
+        if exchange is not None and not isinstance(exchange, Exchange):
+            raise ValueError(f"exchange must be a gritax.placement.Exchange, not {exchange!r}.")
+        method.hierarchy(num_steps)
         self._evolution, self._u0, _clock = validated(phi, state, num_steps)
         self._method, self._num_steps, self.exchange = method, num_steps, exchange or Exchange()
         self._stored = self._evolution.stored(self._u0)
@@ -86,6 +98,7 @@ class Simulation:
 
     def hierarchy(self, devices: int) -> Hierarchy:
         """The levels with their layout on so many devices."""
+        require_whole("devices", devices, 1)
         return shared(self._method.hierarchy(self._num_steps), AbstractMesh((devices,), (AXIS,)), self._evolution.phi)
 
     def seconds(self, devices: int) -> float:
@@ -96,21 +109,21 @@ class Simulation:
         return tasks(Cycle(self._evolution, self.hierarchy(devices), self._method), self._u0)
 
     def _messages(self, task: Task, devices: int) -> float:
-        level, exchange = task.level, self.exchange
-        if task.kernel == "restrict":
+        name, level, exchange = task.kernel.name, task.level, self.exchange
+        if name == "restrict":
             if level.layout.is_shared or not level.points.is_shared:
                 return 0.0
             return 2 * exchange.all(self._bytes * level.size, devices)
         if not level.layout.is_shared or devices == 1:
             return 0.0
         neighbour = exchange.neighbour(self._bytes)
-        if task.kernel == "relax_finest":
+        if name == "relax_finest":
             return task.counts[0] * neighbour + exchange.all(self._bytes, devices)
-        if task.kernel == "relax_coarse":
+        if name == "relax_coarse":
             return task.counts[0] * neighbour
-        if task.kernel in ("residual_norm", "measure"):
-            return neighbour + exchange.all(8 * level.num_intervals, devices) * (4 if task.kernel == "measure" else 1)
-        return neighbour if task.kernel == "keep_exact" else 0.0
+        if name in ("residual_norm", "measure"):
+            return neighbour + exchange.all(8 * level.num_intervals, devices) * (4 if name == "measure" else 1)
+        return neighbour if name == "keep_exact" else 0.0
 
     def _computing(self, task: Task) -> float:
         task = replace(task, level=_alone(task))
@@ -138,9 +151,8 @@ class Simulation:
             "relax_coarse": (evolution, c, g, *counts),
             "all_points": (c, reached),
             "march": (evolution, c, g, *counts),
-        }[task.kernel]
-        kernel = next(each for each in map(vars, (_relaxation, _norms, _correction)) if task.kernel in each)[task.kernel]
-        return lambda: kernel(level, *arguments)
+        }[task.kernel.name]
+        return lambda: task.kernel(level, *arguments)
 
 
 def _alone(task: Task) -> Level:
@@ -149,7 +161,7 @@ def _alone(task: Task) -> Level:
     size = level.size
     if level.layout.is_shared:
         size = level.layout.block * level.factor
-    elif task.kernel == "restrict" and level.points.is_shared:
+    elif task.kernel.name == "restrict" and level.points.is_shared:
         return replace(level, size=level.points.block, factor=level.points.block, c_layout=None, point_layout=None)
     return replace(level, size=size, c_layout=None, point_layout=None)
 

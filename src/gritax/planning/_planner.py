@@ -19,9 +19,8 @@ from .._adaptation import prepared
 from .._arguments import require_steps, require_whole
 from .._attempt import Bounds, Progress
 from .._evolution import Evolution
-from .._layout import AXIS
 from .._serial import advance, solve_serial
-from .._sharing import as_mesh
+from .._sharing import as_mesh, count, is_of_several_processes
 from .._validation import validated
 from .._window import Window, solve_window
 from ..coarse import Automatic, Choice, candidates
@@ -81,7 +80,9 @@ def plan(
     if window is not None:
         require_whole("window", window, 1)
     mesh = as_mesh(mesh)
-    return planned(step, step.init(params, stats), int(num_steps), window, devices=mesh.shape[AXIS] if mesh else 1)
+    if is_of_several_processes(mesh):
+        raise ValueError("A plan goes by what each process measures, and they would not agree: plan in one process.")
+    return planned(step, step.init(params, stats), int(num_steps), window, devices=count(mesh))
 
 
 def planned(

@@ -110,7 +110,7 @@ def _batched(evolution: Evolution, floating: Any, lanes: int, step: float) -> fl
     # Intervals so long that the call does not count, where that does not take long.
     long = min(max(int(_ENOUGH / (lanes * step)), 1), _LONG)
     level = Level(0, lanes * long, 1, long)
-    c = everywhere(level, evolution.stored(floating))
+    c, _ = everywhere(level, evolution.stored(floating))
     run = lambda: relax_finest(level, evolution, c, arrived(level, c), np.int32(1))
     jax.block_until_ready(run())
     return seconds(run) / long
@@ -130,13 +130,12 @@ def measured_coarse(solved: Window) -> tuple[CoarseSpeed, ...]:
     evolution, found = solved.evolution, []
     u = jax.tree.map(lambda x: x[0], solved.c)
     for level in solved.hierarchy.levels[1:]:
-        g = jax.tree.map(lambda x, level=level: np.zeros((level.size, *x.shape), x.dtype), u)
+        c, g = everywhere(level, u)
         if level is solved.hierarchy[-1]:
             lanes, steps = 1, level.size
-            run = partial(march, level, evolution, everywhere(level, u), g, np.int32(0))
+            run = partial(march, level, evolution, c, g, np.int32(0))
         else:
             lanes, steps = level.num_intervals, level.factor
-            c = everywhere(level, u)
             run = partial(relax_coarse, level, evolution, c, g, np.int32(0), np.int32(steps), np.int32(0))
         jax.block_until_ready(run())
         found.append(CoarseSpeed(level.stride, lanes, seconds(run) / steps))

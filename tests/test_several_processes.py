@@ -1,0 +1,61 @@
+"""Training on several processes."""
+
+import json
+
+import numpy as np
+
+
+_TRAIN = """
+import json, sys
+import gritax
+
+gritax.placement.join()
+
+import jax, numpy as np
+
+jax.config.update("jax_enable_x64", True)
+problem = gritax.problems.xor()
+step, mesh, first = problem.step, gritax.placement.mesh(), gritax.placement.is_first()
+
+
+def train(steps, **options):
+    return gritax.train(step.loss, step.optimizer, step.batch, problem.state.params, steps, goal="depth", **options)
+
+
+def values(params):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)]).tolist()
+"""
+_WEIGHTS = (
+    _TRAIN
+    + """
+solution = gritax.solve(step, problem.state, 1009, gritax.Multigrid(4), max_iterations=3, throw=False, mesh=mesh)
+trained = train(1501, window=700, mesh=mesh)
+if first:
+    assert np.all(np.isfinite(solution.losses))  # asked by one process alone
+    kinds = [each.kind for each in trained.windows]
+    print(json.dumps([jax.device_count(), values(solution.params), kinds, values(trained.params)]), flush=True)
+"""
+)
+
+
+def test_weights_on_any_number_of_processes(launch):
+    """Those of coarse steps with many stages to rounding, the others to the last bit."""
+    found = []
+    for options in (("--processes", "1"), ("--processes", "2"), ("--processes", "2", "--devices", "2")):
+        output, errors = launch(_WEIGHTS, *options).communicate(timeout=300)
+        lines = [json.loads(line) for line in output.splitlines() if not line.startswith("[Gloo]")]
+        assert len(lines) == 1, errors
+        found += lines
+    assert [devices for devices, *_ in found] == [1, 2, 4]
+    for _, solved, kinds, trained in found[1:]:
+        assert solved == found[0][1]
+        assert kinds == found[0][2] and "parallel" in kinds
+        np.testing.assert_allclose(trained, found[0][3], rtol=1e-11)
+
+
+def test_processes_must_see_the_same_checkpoints(launch, tmp_path):
+    directory = f"{str(tmp_path)!r} + ('/first' if first else '/other')"
+    launcher = launch(f"{_TRAIN}\nif first:\n    train(500, resume={directory})\ntrain(500, resume={directory}, mesh=mesh)\n")
+    _, errors = launcher.communicate(timeout=300)
+    assert launcher.returncode == 1
+    assert "the processes found checkpoints of other steps (500, 0)" in errors
