@@ -21,6 +21,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gritax-tests-")  # workers inherit it
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background, and what tests start would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest
@@ -77,6 +79,7 @@ def launch(tmp_path):
     for launcher in started:
         left = members(launcher)
         launcher.kill()
-        launcher.wait()
+        with launcher:  # closes its pipes
+            launcher.wait()
         for process in left:
             os.kill(process, signal.SIGKILL)

@@ -101,7 +101,7 @@ def test_a_killed_process_ends_the_run(launch, victim):
     os.kill(processes[victim], signal.SIGKILL)
     status, errors, soon = _ending(launcher)
     assert status == 128 + signal.SIGKILL and soon
-    assert f"process {victim} of 2 was killed by signal 9 (SIGKILL); the others were ended after" in errors
+    assert f"process {victim} of 2 was killed by signal 9 (SIGKILL)" in errors  # the other may end by itself before it is ended
     assert "same command" in errors
     assert _gone(processes)
 

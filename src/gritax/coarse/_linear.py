@@ -10,6 +10,8 @@ with numbers T and A that depend on the step alone. So R gradients are needed on
 
 import logging
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +88,8 @@ class LinearSteps:
 
     def __init__(self, kind: LinearOptimizer, optimizer, params: PyTree, opt_state: PyTree, num_steps: int):
         self.kind = kind
-        self.coefficients = kind.coefficients(optimizer, params, opt_state, num_steps)
+        coefficients = kind.coefficients if None in kind.families else partial(_of_steps_alike, kind)
+        self.coefficients = coefficients(optimizer, params, opt_state, num_steps)
         self.rows = [self.coefficients[kind.sums.index(index)][1] for index in range(kind.num_sums)]
 
     def advance(self, params: PyTree, opt_state: PyTree, sums: list[PyTree]) -> tuple[PyTree, PyTree]:
@@ -103,6 +106,31 @@ class LinearSteps:
             return sum((own[j] * member for j, member in enumerate(members)), gradients[self.kind.sums[index]][family])
 
         return jax.tree.unflatten(structure, [new(index) for index in range(len(leaves))])
+
+
+@found_once
+def one_step(of: tuple[LinearOptimizer, Any], params: PyTree) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """For each family (T, A), of a step of an optimizer of this kind that counts nothing, so that all its steps are alike."""
+    kind, optimizer = of
+    params, opt_state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, jax.eval_shape(optimizer.init, params)))
+    found = jax.jit(lambda params, opt_state: kind.coefficients(optimizer, params, opt_state, 1))(params, opt_state)
+    stacked = lambda part, family: np.stack([np.asarray(found[i][part], float) for i in kind.members(family)])
+    return {family: (stacked(0, family), stacked(1, family)[:, 0]) for family in set(kind.families) if family is not None}
+
+
+def _of_steps_alike(kind, optimizer, params, opt_state, num_steps) -> list[tuple[Array, Array]]:
+    """As `LinearOptimizer.coefficients`, but from those of one step, by doubling: numbers, not loops over the steps."""
+    leaves = jax.tree.leaves((params, opt_state))
+    found: list = [None] * len(leaves)
+    for family, (step, weights) in one_step((kind, optimizer), params).items():
+        transfer, rows = np.eye(len(step)), np.zeros((len(step), 0))
+        for bit in f"{num_steps:b}":
+            transfer, rows = transfer @ transfer, np.concatenate([transfer @ rows, rows], axis=1)
+            if bit == "1":
+                transfer, rows = transfer @ step, np.concatenate([(transfer @ weights)[:, None], rows], axis=1)
+        for i, *own in zip(kind.members(family), transfer, rows, strict=True):
+            found[i] = tuple(jnp.asarray(x, leaves[i].dtype) for x in own)
+    return found
 
 
 def replay(optimizer: optax.GradientTransformation, params: PyTree, opt_state: PyTree, gradients: PyTree, value=0.0):

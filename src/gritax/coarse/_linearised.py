@@ -173,7 +173,7 @@ def least_squares(training: LinearisedTraining, transfer: np.ndarray, weights: n
     for part in range(3):
         fixed[part * d : part * d + d, part * d : part * d + d] = change
     fixed[2 * d : 3 * d, one] = weights
-    whole, change = jnp.asarray(weights, values.dtype), jnp.asarray(change, values.dtype)
+    whole = jnp.asarray(weights, values.dtype)
     own = share * whole[None]
     curvatures, c_moved = curvatures[:, None], (c_modes - p[:, 0])[:, None]
     step = jnp.broadcast_to(jnp.asarray(fixed, values.dtype), (len(values), size, size))
@@ -186,7 +186,7 @@ def least_squares(training: LinearisedTraining, transfer: np.ndarray, weights: n
     )
     last = jnp.einsum("rij,rj->ri", power(step, training.length), first)
     sums = [(from_modes @ last[:, d + i] + c_rest * last[0, 2 * d + i]).reshape(space.values.shape) for i in range(d)]
-    return power(change, training.length), sums
+    return jnp.asarray(power(change, training.length), values.dtype), sums
 
 
 def largest_stable(transfer: np.ndarray, weights: np.ndarray) -> float:
@@ -197,15 +197,14 @@ def largest_stable(transfer: np.ndarray, weights: np.ndarray) -> float:
     return float(curvatures[np.argmax(grows) if np.any(grows) else -1])
 
 
-def power(change: Array, exponent: int) -> Array:
-    r"""$(1 + E)^n - 1$ of square matrices E, by squaring, in one loop.
+def power(change: Any, exponent: int) -> Any:
+    r"""$(1 + E)^n - 1$ of square matrices E, arrays of NumPy or JAX, by squaring.
 
     The 1 is left out, for in it the small changes of slow modes would lose their digits.
     """
-
-    def square(j, carry):
-        result, base = carry
-        odd = (exponent >> j) & 1
-        return jnp.where(odd, result + base + result @ base, result), 2 * base + base @ base
-
-    return jax.lax.fori_loop(0, exponent.bit_length(), square, (jnp.zeros_like(change), change))[0]
+    result = change
+    for bit in f"{exponent:b}"[1:]:
+        result = 2 * result + result @ result
+        if bit == "1":
+            result = result + change + result @ change
+    return result

@@ -12,6 +12,9 @@ from jaxtyping import Array, PyTree
 from ._linear import LinearSteps, linear
 
 
+_UNROLLED = 16
+
+
 class Replay:
     """`length` steps from `state` at step `start`, for gradients at any parameters; those of `chunk` steps are held at a time.
 
@@ -67,7 +70,8 @@ class Replay:
             state = step.apply(state, gradient, value, self._statistics(params, k, new_stats, state.stats))
             return eqx.filter(state, eqx.is_array), None
 
-        return jax.lax.scan(update, arrays, (steps, values, new_stats, gradients))[0]
+        # Of several updates in a row XLA makes one kernel, for each of which a GPU would take as long.
+        return jax.lax.scan(update, arrays, (steps, values, new_stats, gradients), unroll=min(len(steps), _UNROLLED))[0]
 
     def _add_gradients(self, params, carry, steps):
         """Adds the weighted gradients of these steps."""

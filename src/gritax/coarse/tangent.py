@@ -14,7 +14,7 @@ from .._arguments import require_whole
 from .._hierarchy import Multigrid
 from ._first_moment import first_moment, response
 from ._function_space import FunctionSpace, Size, in_batches
-from ._linear import LinearOptimizer, LinearSteps, linear
+from ._linear import LinearOptimizer, LinearSteps, linear, one_step
 from ._linearised import LinearisedTraining, least_squares
 from ._replay import Replay
 
@@ -218,13 +218,7 @@ def _parts(step, state) -> tuple[Any, LinearOptimizer, PyTree | None]:
 
 def _closed_form(training: LinearisedTraining, params: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree]:
     kind, optimizer = training.kind, training.optimizer
-    with jax.ensure_compile_time_eval():
-        zeros = [jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree) for tree in (params, opt_state)]
-        one_step = kind.coefficients(optimizer, zeros[0], zeros[1], 1)
-        members = kind.members(0)
-        transfer = np.stack([np.asarray(one_step[i][0]) for i in members])
-        weights = np.stack([np.asarray(one_step[i][1][0]) for i in members])
-    change, sums = least_squares(training, transfer, weights)
+    change, sums = least_squares(training, *one_step((kind, optimizer), params)[0])
     pulled = [jax.tree.leaves(training.space.pull(y)) for y in sums]
     leaves, structure = jax.tree.flatten((params, opt_state))
 
