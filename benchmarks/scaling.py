@@ -5,11 +5,14 @@
 The adder with the mean over its outputs, 50 pairs of numbers a step, by gradient descent at .025; 1,024 steps, V-cycles, m = 4,
 frozen gradients of 8 steps. What is timed is an iteration, compiled before: a quarter of the difference between solves of 6
 and of 2. One process on one core and two on two take turns; four, two to a core, are run as often. The simulator times the
-kernels on one core, and messages between two processes; also those of 65,536 steps, on up to 4,096 devices.
+kernels on one core, for two and more processes while another does the same on the other, since cores share the memory and
+its caches; and messages between two processes. Then it simulates 65,536 steps, with one gradient a coarse step, on up to 4,096
+devices, each as fast as a core that has the memory to itself.
 """
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -20,18 +23,20 @@ from pathlib import Path
 from _measuring import load
 
 
-STEPS, MANY, FEW = 1024, 6, 2
+STEPS, REFRESH, MANY, FEW = 1024, 8, 6, 2
 PROCESSES = (1, 2, 4)
 LONG, DEVICES = 65_536, tuple(2**k for k in range(4, 13))
 
 
-def problem():
+def problem(refresh):
     import jax
 
     import gritax
 
     jax.config.update("jax_enable_x64", True)
-    found = gritax.problems.adder(0.025, serialized=False, num_examples=50, reduction="mean", coarse=gritax.FrozenGradient(8))
+    found = gritax.problems.adder(
+        0.025, serialized=False, num_examples=50, reduction="mean", coarse=gritax.FrozenGradient(refresh)
+    )
     return found.step, found.state, gritax.Multigrid(4)
 
 
@@ -42,7 +47,7 @@ def solves():
     import gritax
 
     gritax.placement.join()
-    step, state, method = problem()
+    step, state, method = problem(REFRESH)
     mesh = gritax.placement.mesh()
 
     def seconds(iterations):
@@ -88,14 +93,22 @@ def messages(mesh, state):
     return little, max(much - little, 0.0) / (8 * size)
 
 
-def simulated(exchange):
-    """In a process on one core: seconds of an iteration by the simulator, for each number of devices, of both lengths."""
+def simulated(steps, refresh, devices, exchange):
+    """In a process: seconds of an iteration by the simulator, for each number of devices."""
     import gritax
 
-    step, state, method = problem()
-    for steps, devices in ((STEPS, PROCESSES), (LONG, DEVICES)):
-        simulation = gritax.placement.Simulation(step, state, steps, method, gritax.placement.Exchange(*exchange))
-        print(json.dumps({each: simulation.seconds(each) for each in devices}))
+    step, state, method = problem(refresh)
+    simulation = gritax.placement.Simulation(step, state, steps, method, gritax.placement.Exchange(*exchange))
+    print(json.dumps({each: simulation.seconds(each) for each in devices}))
+
+
+def simulate(together, *case):
+    """What as many children find at the same time, each on a core of its own: of the first."""
+    command = [sys.executable, __file__, "simulated", json.dumps(case)]
+    pinned = lambda core: lambda: os.sched_setaffinity(0, {core})
+    children = [subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=pinned(core)) for core in range(together)]
+    outputs = [child.communicate()[0] for child in children]
+    return {int(devices): taken for devices, taken in json.loads(outputs[0]).items()}
 
 
 def run(processes, *arguments):
@@ -128,7 +141,8 @@ def main():
     seconds = {n: [statistics.median(each["iteration"]) for each in runs] for n, runs in found.items()}
     ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
     exchange = [statistics.median(each["exchange"][i] for each in found[2]) for i in (0, 1)]
-    predicted, long = ({int(n): t for n, t in each.items()} for each in run(1, "simulated", json.dumps(exchange)))
+    predicted = simulate(1, STEPS, REFRESH, PROCESSES[:1], exchange) | simulate(2, STEPS, REFRESH, PROCESSES[1:], exchange)
+    long = simulate(1, LONG, math.inf, DEVICES, exchange)
     rows = []
     for processes, taken in seconds.items():
         # Four processes share two cores, so that each of them has half of one.
@@ -152,7 +166,7 @@ def plot(file, simulated, serial):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
-    axes.loglog(simulated, simulated.values(), "o-", markersize=4, label="an iteration, simulated")
+    axes.loglog(list(simulated), list(simulated.values()), "o-", markersize=4, label="an iteration, simulated")
     first = next(iter(simulated))
     axes.loglog(simulated, [first * simulated[first] / n for n in simulated], ":", color="grey", label="one over devices")
     axes.axhline(serial, color="black", linewidth=1, label="all steps, serially")
@@ -166,6 +180,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["solves"]:
         solves()
     elif sys.argv[1:2] == ["simulated"]:
-        simulated(json.loads(sys.argv[2]))
+        simulated(*json.loads(sys.argv[2]))
     else:
         main()

@@ -22,14 +22,18 @@ _PRODUCTS = 12
 _DRAIN = 256
 
 
-def kappas_along(step: Any, states: PyTree, starts: np.ndarray, num_steps: int, chunk: int) -> tuple[np.ndarray, int, int]:
+def kappas_along(
+    step: Any, states: PyTree, starts: np.ndarray, num_steps: int, chunk: int | None
+) -> tuple[np.ndarray, int, int]:
     """`largest_kappas` with as many minibatches as there are, of a run of `num_steps`."""
     span = min(SPAN, max(num_steps // 2, 1))
     # Twice the span of data is looked at, all of it that of steps that there are.
     return largest_kappas(step, states, np.clip(starts, 0, max(num_steps - 2 * span, 0)), span, chunk)
 
 
-def largest_kappas(step: Any, states: PyTree, starts: Array | np.ndarray, span: int, chunk: int) -> tuple[np.ndarray, int, int]:
+def largest_kappas(
+    step: Any, states: PyTree, starts: Array | np.ndarray, span: int, chunk: int | None
+) -> tuple[np.ndarray, int, int]:
     r"""($\kappa$ of one training step at each of the states, stacked; depth spent; work spent).
 
     $\kappa$ is the largest eigenvalue of $P H$: $H$ the mean curvature of the loss over the minibatches of `span` steps, $P$
@@ -68,7 +72,7 @@ def _power_iteration(arrays, starts, constants, structure, span, chunk):
     return jax.vmap(at)(arrays, starts)
 
 
-def operator(step: Any, state: PyTree, start: Array, span: int, chunk: int) -> tuple[Callable[[PyTree], PyTree], PyTree]:
+def operator(step: Any, state: PyTree, start: Array, span: int, chunk: int | None) -> tuple[Callable[[PyTree], PyTree], PyTree]:
     """(v -> span P H v, the trainable parameters it is taken at), two evaluations, and one more for each product."""
     # Moments that are still empty would make any gradient look small; a few at these parameters fill them.
     state = state._replace(opt_state=_replayed(step, state, start, span, chunk).opt_state)

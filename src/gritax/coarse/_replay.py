@@ -13,23 +13,28 @@ from ._linear import LinearSteps, linear
 
 
 _UNROLLED = 16
+_IN_CACHE = 16
+
+
+def _suitable(length: int) -> int:
+    return _IN_CACHE if jax.default_backend() == "cpu" else length
 
 
 class Replay:
     """`length` steps from `state` at step `start`, for gradients at any parameters; those of `chunk` steps are held at a time.
 
-    An optimizer that is linear in its gradients takes one or two weighted sums of them instead, and no gradient is there by
-    itself.
+    None for as many as suit the device. An optimizer that is linear in its gradients takes one or two weighted sums of them
+    instead, and no gradient is there by itself.
     """
 
-    def __init__(self, step: Any, state: PyTree, start: Array, length: int, chunk: int):
+    def __init__(self, step: Any, state: PyTree, start: Array, length: int, chunk: int | None):
         self.step, self.state, self.start, self.length = step, state, start, length
         self.params, self.others = step.split(state.params)
         optimizer = linear(step.optimizer, self.params)
         self.linear = optimizer and LinearSteps(optimizer, step.optimizer, self.params, state.opt_state, length)
         # Of steps that all train on the same data one gradient is enough, for a sum in one piece.
         self.alike = not jax.tree.leaves(state.stats) and step.same_data()
-        self.chunk = length if self.alike and self.linear else chunk
+        self.chunk = length if self.alike and self.linear else _suitable(length) if chunk is None else chunk
 
     def __call__(self, params: PyTree) -> PyTree:
         """The state after the steps, with the gradients at `params`."""

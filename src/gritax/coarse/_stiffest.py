@@ -104,7 +104,7 @@ def _modes(in_basis: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def stiffest_directions(
-    step: Any, states: PyTree, starts: np.ndarray, span: int, chunk: int, known: Stiffest
+    step: Any, states: PyTree, starts: np.ndarray, span: int, chunk: int | None, known: Stiffest
 ) -> tuple[Stiffest, np.ndarray, np.ndarray, int, int]:
     """(the stiffest directions at these states, stacked; kappa there; kappa of the rest until the next state; depth; work).
 

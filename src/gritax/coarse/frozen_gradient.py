@@ -41,6 +41,8 @@ class FrozenGradient:
       effective learning rate times largest curvature of the loss, at the initial state and along the guess. A solve that
       then diverges is started again with half of it.
     - `chunk`: at most so many gradients of a coarse step are held at a time; those of one chunk are evaluated as one batch.
+      `None` for 16 on a CPU, whose cache holds them, and for all of them elsewhere: the longer coarse steps are, the fewer
+      there are at a time.
 
     Raises `ValueError` for a `refresh` or `chunk` below 1 or not whole.
 
@@ -53,13 +55,13 @@ class FrozenGradient:
     usual_iterations: ClassVar[int] = 4
 
     refresh: int | float | None = None
-    chunk: int = 16
+    chunk: int | None = None
     _chosen: "_Chosen | None" = field(default=None, repr=False)
 
     def __post_init__(self):
         if self.refresh is not None and not (isinstance(self.refresh, float) and self.refresh == math.inf):
             require_whole("refresh", self.refresh, 1)
-        require_whole("chunk", self.chunk, 1)
+        require_whole("chunk", 1 if self.chunk is None else self.chunk, 1)
 
     def length(self, stride: int) -> int:
         """Training steps on one evaluation, in a coarse step of this stride."""

@@ -54,6 +54,8 @@ class Stabilized(eqx.Module):
     - `directions`: how many of the stiffest to take exactly, at most half as many as there are parameters, at a memory of 8
       states each; 0 for none. None if `kappa` is given.
     - `chunk`: at most so many gradients of a coarse step are held at a time; those of one chunk are evaluated as one batch.
+      `None` for 16 on a CPU, whose cache holds them, and for all of them elsewhere: the longer coarse steps are, the fewer
+      there are at a time.
 
     Raises `ValueError` for a `kappa` that is not positive, for `directions` below 0 and a `chunk` below 1.
 
@@ -67,7 +69,7 @@ class Stabilized(eqx.Module):
 
     kappa: float | None = eqx.field(static=True)
     directions: int = eqx.field(static=True)
-    chunk: int = eqx.field(static=True)
+    chunk: int | None = eqx.field(static=True)
     _margin: float = eqx.field(static=True)
     _known: KnownRun
     _stiffest_directions: Stiffest | None
@@ -77,7 +79,7 @@ class Stabilized(eqx.Module):
         kappa: float | None = None,
         *,
         directions: int = 64,
-        chunk: int = 16,
+        chunk: int | None = None,
         _margin: float = _MARGIN,
         _known=None,
         _stiffest_directions=None,
@@ -85,7 +87,7 @@ class Stabilized(eqx.Module):
         if kappa is not None and (isinstance(kappa, bool) or not isinstance(kappa, Real) or not 0 < kappa < math.inf):
             raise ValueError(f"kappa, the learning rate times the largest curvature, must be positive, not {kappa!r}.")
         require_whole("directions", directions, 0)
-        require_whole("chunk", chunk, 1)
+        require_whole("chunk", 1 if chunk is None else chunk, 1)
         self.kappa, self.directions, self.chunk, self._margin = kappa, directions, chunk, _margin
         self._known, self._stiffest_directions = _known or KnownRun.of(kappa), _stiffest_directions
 
