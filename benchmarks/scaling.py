@@ -168,7 +168,7 @@ def plot(file, simulated, serial):
     figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
     axes.loglog(list(simulated), list(simulated.values()), "o-", markersize=4, label="an iteration, simulated")
     first = next(iter(simulated))
-    axes.loglog(simulated, [first * simulated[first] / n for n in simulated], ":", color="grey", label="one over devices")
+    axes.loglog(list(simulated), [first * simulated[first] / n for n in simulated], ":", color="grey", label="one over devices")
     axes.axhline(serial, color="black", linewidth=1, label="all steps, serially")
     axes.set(xlabel="devices", ylabel="seconds", xticks=list(simulated)[::2], xticklabels=list(simulated)[::2])
     axes.minorticks_off()
