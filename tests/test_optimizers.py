@@ -8,7 +8,7 @@ import pytest
 import small_problems as small
 
 import gritax
-from gritax.coarse._linear import linear
+from gritax.coarse._linear import LinearSteps, linear
 from gritax.coarse._slow import memory
 from gritax.training._second_moments import nonnegative
 
@@ -188,6 +188,26 @@ def test_linear_optimizers_need_one_or_two_sums_of_gradients(optimizer, sums, la
     found = linear(optimizer, small.params())
     assert found is not None
     assert (found.num_sums, memory(optimizer, small.params())) == (sums, lasting)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 64, 1000])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(0.1, momentum=0.9, nesterov=True)),
+        optax.multi_transform({"fast": optax.sgd(0.1), "slow": optax.sgd(0.01)}, _by_group),
+    ],
+)
+def test_steps_that_are_all_alike_are_those_of_the_loop(optimizer, dtype, num_steps):
+    params = jax.tree.map(lambda x: x.astype(dtype), small.params())
+    kind, opt_state = linear(optimizer, params), optimizer.init(params)
+    found = LinearSteps(kind, optimizer, params, opt_state, num_steps).coefficients
+    wanted = kind.coefficients(optimizer, params, opt_state, num_steps)
+    tolerance = 20 * num_steps**0.5 * np.finfo(dtype).eps
+    for each, expected in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert each.dtype == dtype
+        np.testing.assert_allclose(each, expected, rtol=tolerance, atol=tolerance * np.max(np.abs(expected)))
 
 
 @pytest.mark.parametrize(
