@@ -78,6 +78,8 @@ def measure(name, rounds):
 
     jax.config.update("jax_enable_x64", True)
     device, cpu = jax.devices()[0], jax.devices("cpu")[0]
+    if device.platform == "cpu":
+        raise SystemExit("JAX sees no GPU here.")
     make, steps, method = problems()[name]
     problem = make()
     on_gpu, unrolled = fastest(problem, steps)
