@@ -1,4 +1,4 @@
-"""Training on a GPU: in parallel, one step after the other there, and one after the other on a core of the processor beside it.
+"""Training on a GPU: in parallel, one step after the other there, and one after the other on the processor beside it.
 
     python benchmarks/gpu.py [names of problems] [--rounds 3] [--json FILE]
 
@@ -58,7 +58,7 @@ def scan(problem, steps, unroll):
 
 
 def fastest(problem, steps):
-    """(the serial twin unrolled as is faster on a few steps, by how much)."""
+    """(the serial twin, how often it is unrolled): as is faster on a few steps."""
 
     def taken(unroll):
         run = scan(problem, min(steps, FEW), unroll)
@@ -78,6 +78,8 @@ def measure(name, rounds):
 
     jax.config.update("jax_enable_x64", True)
     device, cpu = jax.devices()[0], jax.devices("cpu")[0]
+    if name not in problems():
+        raise SystemExit(f"{name!r} is no problem here; there are: {'; '.join(problems())}.")
     if device.platform == "cpu":
         raise SystemExit("JAX sees no GPU here.")
     make, steps, method = problems()[name]
@@ -140,15 +142,17 @@ def main():
         command = [sys.executable, str(Path(__file__)), "measure", name, str(arguments.rounds)]
         try:
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=LONGEST, check=True)
-        except subprocess.SubprocessError as error:
-            print(f"{name}: {error}", flush=True)
+        except subprocess.CalledProcessError as error:
+            return error.returncode  # the child has said why
+        except subprocess.TimeoutExpired:
+            print(f"{name}: not within {LONGEST} s", flush=True)
             continue
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(line(rows[-1]), flush=True)
         if arguments.json:
             write(arguments.json, rows)
-    return None
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

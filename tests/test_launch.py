@@ -106,6 +106,14 @@ def test_a_killed_process_ends_the_run(launch, victim):
     assert _gone(processes)
 
 
+def test_the_others_are_ended_where_they_do_not_notice(launch):
+    launcher = launch(_SUM + _PRINT + "time.sleep(1000)\n")
+    os.kill(_running(launcher)[1], signal.SIGKILL)
+    status, errors, soon = _ending(launcher)
+    assert status == 128 + signal.SIGKILL and soon
+    assert "process 1 of 2 was killed by signal 9 (SIGKILL); the others were ended after" in errors
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stopped_process_ends_the_run(launch, victim):
     launcher = launch(_SUM + _FOREVER, "--timeout", "5")

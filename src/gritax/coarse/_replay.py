@@ -75,7 +75,7 @@ class Replay:
             state = step.apply(state, gradient, value, self._statistics(params, k, new_stats, state.stats))
             return eqx.filter(state, eqx.is_array), None
 
-        # Of several updates in a row XLA makes one kernel, for each of which a GPU would take as long.
+        # XLA makes as few kernels of several updates in a row as of one, and a GPU takes as long for each of them.
         return jax.lax.scan(update, arrays, (steps, values, new_stats, gradients), unroll=min(len(steps), _UNROLLED))[0]
 
     def _add_gradients(self, params, carry, steps):
