@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -75,6 +76,25 @@ def test_methods(method, count):
     np.testing.assert_array_equal(together.relative_residuals, alone.relative_residuals)
     np.testing.assert_array_equal(together.relaxed_residuals, alone.relaxed_residuals)
     assert together.hierarchy == alone.hierarchy
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "count"), [("V", 150, 8), ("F, 2 sweeps", 103, 6), ("weighted, from the way up", 103, 6)]
+)
+def test_fewer_intervals_than_devices(method, steps, count):
+    """Groups of devices then have the same intervals, and the numbers are those of one device as ever."""
+    method = replace(_METHODS[method], min_coarse=2)
+    assert 1 < _shared(method.hierarchy(steps), count)[-2].layout.group < count
+    solve = partial(gritax.solve, _decay, jnp.ones(3), steps, method, tolerance=1e-10, save_every=5)
+    alone, together = solve(), solve(mesh=_mesh(count))
+    assert alone.converged
+    np.testing.assert_array_equal(together.states, alone.states)
+    np.testing.assert_array_equal(together.relative_residuals, alone.relative_residuals)
+    np.testing.assert_array_equal(together.relaxed_residuals, alone.relaxed_residuals)
+
+
+def _shared(hierarchy, count):
+    return shared(hierarchy, jax.sharding.AbstractMesh((count,), ("time",)), _decay)
 
 
 def _xor(dtype):
@@ -186,23 +206,24 @@ def test_an_array_without_numbers():
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 64, 1000])
 def test_every_point_has_its_place(steps, count):
     """A device's points of a level are the C-points of its intervals of the finer one."""
-    mesh = jax.sharding.AbstractMesh((count,), ("time",))
     hierarchy = gritax.Multigrid((2, 5, 3, 4, 4)).hierarchy(steps)
-    levels = shared(hierarchy, mesh, _decay).levels
+    placed = _shared(hierarchy, count)
+    levels = placed.levels
     assert levels[-1].layout.block == 0
     for finer, level in itertools.pairwise(levels):
-        assert level.points == finer.layout
-        if finer.layout.is_shared:
-            assert count * finer.layout.block >= finer.num_intervals + (finer.tail > 0)
-        if level.layout.is_shared:
-            assert finer.layout.block == level.factor * level.layout.block
+        fine, coarse = finer.layout, level.layout
+        assert level.points == fine
+        if fine.is_shared:
+            assert count // fine.group * fine.block >= finer.num_intervals + (finer.tail > 0)
+        if coarse.is_shared:
+            assert coarse.group % fine.group == 0
+            assert coarse.group // fine.group * fine.block == level.factor * coarse.block
     assert levels[0].layout.is_shared or len(levels) == 1
-    assert unshared(shared(hierarchy, mesh, _decay)) == hierarchy
+    assert unshared(placed) == hierarchy
 
 
-def _compiled(mesh, steps=4096, phi=_decay, state=None, only=None):
+def _compiled(mesh, steps=4096, phi=_decay, state=None, only=None, method=_METHODS["V"]):
     u0 = replicated(jnp.ones(3) if state is None else state, mesh)
-    method = gritax.Multigrid(4)
     cycle = Cycle(replicated(Evolution(phi, u0), mesh), shared(method.hierarchy(steps), mesh, phi), method)
     found = {}
     u0 = cycle.evolution.split(u0)[0]
@@ -216,10 +237,11 @@ def _messages(program):
     return dict(Counter(re.findall(r" (all-to-all|all-gather|all-reduce|collective-permute)(?:-start)?\(", program.as_text())))
 
 
-def test_messages_of_an_iteration():
-    """One state to the neighbour a sweep; what is gathered is a number for each C-point, and once the right-hand side."""
-    hierarchy, programs = _compiled(_mesh(4), 2700)
-    assert [level.layout.is_shared for level in hierarchy] == [True, True, True, False, False]
+@pytest.mark.parametrize(("count", "steps", "groups"), [(4, 2700, [1, 1, 1, 4, 4, 4]), (8, 150, [1, 1, 2, 8])])
+def test_messages_of_an_iteration(count, steps, groups):
+    """One state to the neighbour a sweep; gathered are a number for each C-point, and right-hand sides within larger groups."""
+    hierarchy, programs = _compiled(_mesh(count), steps, method=gritax.Multigrid(4, min_coarse=2))
+    assert [level.layout.group for level in hierarchy] == groups
     to_all = "all-gather"
     expected = {
         "relax_finest": {"collective-permute": 1, "all-reduce": 1},  # the last is the final state
@@ -232,7 +254,7 @@ def test_messages_of_an_iteration():
         counts = _messages(program)
         level = hierarchy[index]
         if name == "restrict":
-            assert counts == ({to_all: 2} if level.points.is_shared and not level.layout.is_shared else {})
+            assert counts == ({to_all: 2} if level.points.is_shared and level.layout.group > level.points.group else {})
         elif not level.layout.is_shared:
             assert counts == {}
         elif name == "first_arrival":

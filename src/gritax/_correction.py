@@ -25,9 +25,9 @@ def restrict(level: Level, evolution: Evolution, c: Points, e: Points) -> tuple[
 
     predicted = jax.vmap(coarse)(jax.tree.map(lambda x: x[:steps], c), starts)
     g = jax.tree.map(jnp.subtract, e, predicted)
-    if not level.layout.is_shared:
-        g, c = level.points.collected(g, lanes=True), level.points.collected(c)
-    return jax.tree.map(lambda x: x[: level.num_steps], g), jax.tree.map(lambda x: x[:: level.factor], c)
+    group = level.layout.group if level.layout.is_shared else level.points.devices
+    g, c = level.points.gathered(g, group, lanes=True), level.points.gathered(c, group)
+    return jax.tree.map(lambda x: x[: level.num_steps], g), jax.tree.map(lambda x: x[:: level.factor][: level.layout.here], c)
 
 
 @per_level("intervals", c="intervals", e="intervals")

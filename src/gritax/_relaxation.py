@@ -171,10 +171,10 @@ def all_points(level: Level, c: Points, reached: Points) -> Points:
 
 
 def _as_points(level, x):
-    """What a device holds of the points of a level, from those of its intervals."""
-    if level.layout.is_shared or not level.points.is_shared:
+    """What a device holds of the points of a level, from those of the intervals of its group."""
+    if (level.layout.group == level.points.group and level.layout.is_shared) or not level.points.is_shared:
         return jax.tree.map(lambda x: x[: level.points.here], x)
-    return level.points.own(x)
+    return level.points.own(x, level.layout.first() * level.factor)
 
 
 @per_level("points", c="intervals", g="steps")

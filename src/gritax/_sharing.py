@@ -1,5 +1,6 @@
 """Which levels the devices of a mesh share, and how many intervals each of them has."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -65,16 +66,19 @@ def shared(hierarchy: Hierarchy, mesh: Mesh | AbstractMesh | None, phi: Phi) -> 
     """The levels with the layout of their points on this mesh.
 
     A device has neighbouring intervals, on every level those that lie within its own ones of the coarser level: so values
-    pass between levels without a message. The coarsest shared level has equally many for each device, to one; the fewer they
-    are, the more uneven that makes the finer ones. Levels below it are solved by every device for itself, from one gathering
-    of their right-hand side. How many levels are shared is what takes a cycle the least time.
+    pass between levels without a message. Where there are fewer intervals than devices, groups of neighbours have them alike,
+    larger ones on coarser levels, from a gathering of the right-hand side within a group. The coarsest shared level has equally
+    many intervals for each group, to one; the fewer they are, the more uneven that makes the finer ones. Levels below it are
+    solved by every device for itself. How many levels are shared, and by how many groups, is what takes a cycle the least time.
     """
     if mesh is None:
         return hierarchy
-    levels = hierarchy.levels
-    counts = range(1, len(levels)) if len(levels) > 1 else [0]
-    best = min((_blocks(levels, mesh.shape[AXIS], count) for count in counts), key=lambda blocks: _cost(levels, blocks, phi))
-    layouts = [Layout(level.num_intervals + 1, mesh, block) for level, block in zip(levels, best, strict=True)]
+    levels, devices = hierarchy.levels, mesh.shape[AXIS]
+    groups = [count for count in range(1, devices + 1) if devices % count == 0]
+    choices = itertools.product(range(1, len(levels)), groups) if len(levels) > 1 else [(0, 1)]
+    parts = (_parts(levels, devices, *choice) for choice in choices)
+    best = min(parts, key=lambda parts: _cost(levels, devices, parts, phi))
+    layouts = [Layout(level.num_intervals + 1, mesh, *part) for level, part in zip(levels, best, strict=True)]
     points = [Layout(hierarchy[0].size + 1, mesh), *layouts[:-1]]
     placed = [replace(level, c_layout=c, point_layout=p) for level, c, p in zip(levels, layouts, points, strict=True)]
     return Hierarchy(tuple(placed))
@@ -85,24 +89,30 @@ def unshared(hierarchy: Hierarchy) -> Hierarchy:
     return Hierarchy(tuple(replace(level, c_layout=None, point_layout=None) for level in hierarchy.levels))
 
 
-def _blocks(levels: tuple[Level, ...], devices: int, count: int) -> list[int]:
-    """How many intervals of each level a device has, if so many levels are shared; 0 for the others."""
-    blocks, needed = [0] * len(levels), 0
+def _parts(levels: tuple[Level, ...], devices: int, count: int, groups: int) -> list[tuple[int, int]]:
+    """(intervals of a device, devices in a group) of each level, if so many levels are shared, the last by so many groups.
+
+    The levels that are not shared have (0, all devices).
+    """
+    parts, needed = [(0, devices)] * len(levels), 0
     for level in levels[:count]:
         # F-points after the last C-point are one more lane, here or on a finer level.
         needed = max(-(-needed // level.factor), level.num_intervals + (level.tail > 0))
-    block = -(-needed // devices)
+    places = -(-needed // groups) * groups
     for level in reversed(levels[:count]):
-        blocks[level.index] = block
-        block *= level.factor
-    return blocks
+        groups = math.gcd(devices, places)
+        parts[level.index] = places // groups, devices // groups
+        places *= level.factor
+    return parts
 
 
-def _cost(levels: tuple[Level, ...], blocks: list[int], phi: Phi) -> float:
+def _cost(levels: tuple[Level, ...], devices: int, parts: list[tuple[int, int]], phi: Phi) -> float:
     """Of a V-cycle, in evaluations of phi by a device, lane after lane."""
-    total = 0.0
-    for level, block in zip(levels, blocks, strict=True):
-        sweeps = level.sweeps + 2
+    total, before = 0.0, 1
+    for level, (block, group) in zip(levels, parts, strict=True):
         work = evaluations(phi, "work", level.stride)
-        total += sweeps * (work * level.factor * (block or math.ceil(level.size / level.factor)) + _MESSAGE * (block > 0))
+        lanes = block or math.ceil(level.size / level.factor)
+        messages = (level.sweeps + 2) * (block > 0) + math.ceil(math.log2(group / before))
+        total += (level.sweeps + 2) * work * level.factor * lanes + messages * _MESSAGE
+        before = group
     return total

@@ -111,10 +111,11 @@ class Simulation:
     def _messages(self, task: Task, devices: int) -> float:
         name, level, exchange = task.kernel.name, task.level, self.exchange
         if name == "restrict":
-            if level.layout.is_shared or not level.points.is_shared:
+            if not level.points.is_shared:
                 return 0.0
-            return 2 * exchange.all(self._bytes * level.size, devices)
-        if not level.layout.is_shared or devices == 1:
+            group = level.layout.group if level.layout.is_shared else devices
+            return 2 * exchange.all(self._bytes * level.num_steps, group // level.points.group)
+        if not level.layout.is_shared or level.layout.group == devices:
             return 0.0
         neighbour = exchange.neighbour(self._bytes)
         if name == "relax_finest":
@@ -157,13 +158,10 @@ class Simulation:
 
 def _alone(task: Task) -> Level:
     """The part of a level that a device has, as if it were all."""
-    level = task.level
-    size = level.size
-    if level.layout.is_shared:
-        size = level.layout.block * level.factor
-    elif task.kernel.name == "restrict" and level.points.is_shared:
-        return replace(level, size=level.points.block, factor=level.points.block, c_layout=None, point_layout=None)
-    return replace(level, size=size, c_layout=None, point_layout=None)
+    level = replace(task.level, c_layout=None, point_layout=None)
+    if task.kernel.name == "restrict" and task.level.points.is_shared:
+        return replace(level, size=task.level.points.block, factor=task.level.points.block)
+    return replace(level, size=task.level.num_steps)
 
 
 def _least(run: Callable[[], Any]) -> float:
