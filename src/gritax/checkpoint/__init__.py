@@ -1,0 +1,5 @@
+"""What is known of a run, on disk."""
+
+from ._arrays import digest as digest, from_arrays as from_arrays, to_arrays as to_arrays
+from ._directory import Checkpoint as Checkpoint, Directory as Directory
+from ._keeper import Keeper as Keeper

@@ -1,0 +1,109 @@
+"""Files that are written whole or not at all, and verified when they are read."""
+
+import hashlib
+import io
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+
+logger = logging.getLogger("gritax")
+
+_MAGIC = b"gritax checkpoint 2\n"
+_SUFFIX = ".gritax"
+_UNFINISHED = ".unfinished"
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The first `done` steps of a run: what is known of it as JSON, and its arrays."""
+
+    done: int
+    facts: dict[str, Any]
+    arrays: list[np.ndarray]
+
+
+class Directory:
+    """The checkpoints of one run, of which the last two are kept: `steps-<done>.gritax`.
+
+    A file is the SHA-256 of what follows it, and then that: an `.npz` of arrays and of the facts as JSON. It is written under
+    another name, synced and renamed, so that a process that is killed leaves the last one whole; one that was cut short
+    or changed is found out, and the one before it is used.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"checkpoint: {self.path} is a file; name a directory.")
+        above = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK)):
+            raise ValueError(f"checkpoint: nothing can be written to {self.path}, since {above} is no directory to write to.")
+
+    def files(self) -> list[Path]:
+        """The newest first."""
+        return sorted(self.path.glob(f"steps-*{_SUFFIX}"), reverse=True)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        buffer = io.BytesIO()
+        facts = np.frombuffer(json.dumps(checkpoint.facts).encode(), np.uint8)
+        # Types that are not NumPy's own, such as bfloat16, as bytes.
+        arrays: dict[str, Any] = {
+            f"array{i}": x.view(f"V{x.itemsize}") for i, x in enumerate(map(np.asarray, checkpoint.arrays))
+        }
+        dtypes = np.array([str(x.dtype) for x in map(np.asarray, checkpoint.arrays)], "U")
+        np.savez(buffer, facts=facts, dtypes=dtypes, **arrays)
+        content = buffer.getvalue()
+        self.path.mkdir(parents=True, exist_ok=True)
+        name = self.path / f"steps-{checkpoint.done:012d}{_SUFFIX}"
+        unfinished = name.with_suffix(_UNFINISHED)
+        with unfinished.open("wb") as file:
+            file.write(_MAGIC + hashlib.sha256(content).digest() + content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(name)
+        _sync(self.path)
+        # Files of more steps are of before the run began again.
+        files = self.files()
+        at = files.index(name)
+        for old in [*files[:at], *files[at + _KEPT :], *self.path.glob(f"steps-*{_UNFINISHED}")]:
+            old.unlink(missing_ok=True)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest whole checkpoint; None if there is no file. Raises `ValueError` if none of the files is whole."""
+        files = self.files()
+        for file in files:
+            found = _read(file)
+            if found is not None:
+                return found
+            logger.warning("%s is damaged; the checkpoint before it is used", file)
+        if files:
+            raise ValueError(
+                f"resume: no checkpoint in {self.path} is whole ({len(files)} damaged). Start again without resume."
+            )
+        return None
+
+
+def _read(file: Path) -> Checkpoint | None:
+    content = file.read_bytes()
+    digest, payload = content[len(_MAGIC) : len(_MAGIC) + 32], content[len(_MAGIC) + 32 :]
+    if not content.startswith(_MAGIC) or hashlib.sha256(payload).digest() != digest:
+        return None
+    with np.load(io.BytesIO(payload), allow_pickle=False) as found:
+        facts = json.loads(found["facts"].tobytes())
+        arrays = [found[f"array{i}"].view(jnp.dtype(name)) for i, name in enumerate(found["dtypes"].tolist())]
+    return Checkpoint(int(file.stem.partition("-")[2]), facts, arrays)
+
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
