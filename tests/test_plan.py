@@ -60,7 +60,17 @@ def test_a_plan_counts_as_a_solve_does():
 
 def test_plans_of_other_runs_are_refused():
     plan = gritax.plan(small.loss, SGD, small.batches(), small.params(), 256)
-    with pytest.raises(ValueError, match="plan is for a run of 256 steps"):
-        gritax.train(small.loss, SGD, small.batches(), small.params(), 300, plan=plan)
-    with pytest.raises(ValueError, match="from its own state"):
-        gritax.train(small.loss, SGD, small.batches(), small.params(1), 256, plan=plan)
+    train = partial(gritax.train, small.loss, SGD, small.batches(), plan=plan)
+    for other in (
+        lambda: train(small.params(), 300),
+        lambda: train(small.params(1), 256),
+        lambda: gritax.train(small.loss, optax.sgd(0.3), small.batches(), small.params(), 256, plan=plan),
+        lambda: gritax.train(lambda *args: 2 * small.loss(*args), SGD, small.batches(), small.params(), 256, plan=plan),
+    ):
+        with pytest.raises(ValueError, match="plan is for another run, of 256 steps"):
+            other()
+
+
+def test_a_pilot_that_does_not_converge_says_so():
+    plan = gritax.plan(small.loss, optax.sgd(1e5), small.batches(), small.params(), 128, coarse=gritax.FrozenGradient(8))
+    assert not plan.pays and "did not converge" in plan.sentence and "nan" not in str(plan)

@@ -1,7 +1,6 @@
 """Training from window to window: the serial weights in every case, and what it may take."""
 
 import re
-from functools import partial
 
 import equinox as eqx
 import jax
@@ -14,7 +13,6 @@ import small_problems as small
 import gritax
 from gritax._attempt import Bounds
 from gritax._pace import InWindows, OneByOne
-from gritax._sensitivity import Sensitivity
 from gritax._validation import validated
 from gritax._window import solve_window
 
@@ -22,6 +20,9 @@ from gritax._window import solve_window
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 
 SGD, MOMENTUM, ADAM = optax.sgd(0.05), optax.sgd(0.01, momentum=0.9), optax.adam(1e-3)
+
+
+_batches = small.batches()
 
 
 def _train(num_steps, optimizer=SGD, *, seed=0, dtype="float64", goal="depth", loss=small.loss, batch=None, **options):
@@ -113,52 +114,6 @@ def test_at_the_limit_of_stability_the_bound_holds(rate):
     trained, _, error = _train(600, optax.sgd(rate), batch=lambda step: (x, y))
     assert trained.converged and error <= 1e-6
     assert trained.depth <= 1.5 * 600
-
-
-def _amplifying(growth):
-    """Gradient descent away from a maximum: changes grow by this factor a step."""
-    return lambda w, batch: -0.5 * (growth - 1) * jnp.sum((w - batch) ** 2)
-
-
-def test_what_training_amplifies_is_measured():
-    evolution = gritax._evolution.Evolution(lambda w, start, stride: 1 + 1.01**stride * (w - 1), jnp.full(3, 2.0))
-    floating, clock = evolution.split(jnp.full(3, 2.0))
-    sensitivity, cost = Sensitivity(), gritax._cycle.Cost()
-    after = gritax._serial.advance(evolution, floating, clock, np.int32(200))[0]
-    assert sensitivity.serially(evolution, floating, clock, after, 200, cost) == pytest.approx(1.01**200, rel=1e-4)
-    coarsest = gritax._hierarchy.Level(1, 20, 10, 20)
-    assert sensitivity.coarsely(evolution, floating, coarsest, 100, cost) == pytest.approx(1.01**100, rel=1e-4)
-    assert cost.depth == 10 and cost.work == 200 + 20
-    sensitivity.take(3.0, 1e-8, 0.0)
-    sensitivity.take(5.0, 1e-9, 0.0)
-    assert sensitivity.growth == 15 and sensitivity.error == pytest.approx(5e-8 + 1e-9)
-
-
-def test_weights_that_run_away_from_a_maximum_are_those_of_serial_training_or_not_converged():
-    """A first window in parallel, and then a rate at which a small change grows by a twentieth a step."""
-    rates = optax.piecewise_constant_schedule(1e-3, {512: 47.0})
-    loss = _amplifying(2.0)
-    batch, params = (lambda step: jnp.ones(2)), jnp.array([1.001, 0.5])
-    # Errors grow, but so does the distance travelled, in units of which they count.
-    trained = gritax.train(loss, optax.sgd(rates), batch, params, 1024, goal="depth", window=512, throw=False)
-    assert trained.depth <= 1.5 * 1024
-    step = gritax.TrainStep(loss, optax.sgd(rates), batch)
-    serial = gritax.solve_serial(step, step.init(params), 1024).params
-    error = small.distance(trained.params, serial) / small.distance(serial, params)
-    assert error <= 1e-6 or not trained.converged
-
-
-def test_chaos_is_told():
-    """Gradient descent that is the logistic map at 3.9: two-fold growth at every step or so."""
-    loss = lambda w, batch: jnp.sum(w**2 / 2 - 3.9 * (w**2 / 2 - w**3 / 3)) + 0 * jnp.sum(batch)
-    rates = optax.piecewise_constant_schedule(1e-3, {600: 1e3})
-    params = jnp.array([0.3, 0.4])
-    run = partial(gritax.train, loss, optax.sgd(rates), lambda step: jnp.ones(2), params, 900, goal="depth")
-    with pytest.warns(UserWarning, match="there is no answer to reproduce"):
-        trained = run(window=600, throw=False)
-    # Begun again one step after the other where that is still to be had, and else not converged.
-    assert trained.restarts or (not trained.converged and "training amplifies errors" in trained.reason)
-    assert trained.depth <= 1.5 * 900
 
 
 class _Ran:
@@ -278,11 +233,44 @@ def test_what_may_be_spent_in_vain_is_bounded():
         ({"resume": True}, "needs the directory"),
         ({"resume": 3}, "resume must be True, False or a directory"),
         ({"coarse": "best"}, 'coarse must be "auto"'),
+        ({"throw": "no"}, "throw must be True or False"),
+        ({"checkpoint": ""}, "checkpoint must name a directory"),
+        ({"checkpoint": 3}, "checkpoint must name a directory"),
+        ({"checkpoint": "/proc/gritax"}, "checkpoint: nothing can be written to /proc/gritax"),
     ],
 )
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         gritax.train(small.loss, SGD, small.batches(), small.params(), **{"num_steps": 10, **options})
+
+
+@pytest.mark.parametrize("call", [gritax.train, gritax.plan])
+def test_within_a_traced_function_it_is_refused(call):
+    run = lambda params: call(small.loss, SGD, small.batches(), params, 10).params
+    with pytest.raises(ValueError, match="params holds values that are being traced"):
+        jax.jit(run)(small.params())
+
+
+@pytest.mark.parametrize("goal", ["time", "depth"])
+def test_a_counter_that_depends_on_weights_is_trained_serially(goal):
+    trained, _, error = _train(300, optax.apply_if_finite(SGD, 5), goal=goal)
+    assert error == 0 and trained.converged and "notfinite_count" in trained.reason
+
+
+def test_statistics_that_overflow_do_not_end_training():
+    loss = lambda params, stats, batch: (small.loss(params, batch), 2 * stats)
+    trained = gritax.train(loss, SGD, small.batches(), small.params(), 1500, has_aux=True, stats=jnp.ones(()))
+    step = gritax.TrainStep(small.loss, SGD, small.batches())
+    serial = gritax.solve_serial(step, step.init(small.params()), 1500)
+    assert trained.converged and not np.isfinite(trained.state.stats)
+    assert small.distance(trained.params, serial.params) == 0
+
+
+@pytest.mark.parametrize("num_steps", [1, 7, 700])
+def test_short_runs_are_not_measured_once_compiled_either(num_steps):
+    for _ in range(2):
+        trained = gritax.train(small.loss, SGD, _batches, small.params(), num_steps)
+        assert "too short to measure" in trained.reason
 
 
 def test_models_with_functions_in_them():

@@ -25,7 +25,8 @@ def tabulate(evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array]
     """
     if not jax.tree.leaves(clock):
         return evolution, clock
-    _refuse_dependent(evolution, floating, clock)
+    if refusal := dependence(evolution, floating, clock):
+        raise ValueError(refusal)
     if all(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(clock)):
         table, last, is_counter = _count(evolution, floating, clock, finest)
         if is_counter:
@@ -34,7 +35,9 @@ def tabulate(evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array]
     return evolution.with_clocks(table, finest.factor), last
 
 
-def _refuse_dependent(evolution, floating, clock):
+def dependence(evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array]) -> str:
+    """What is wrong with a clock that depends on floating leaves; "" if none does."""
+
     def next_clocks(floating, clock, start):
         return jax.tree.leaves(evolution.advance(floating, clock, start, 1)[1])
 
@@ -43,11 +46,12 @@ def _refuse_dependent(evolution, floating, clock):
     for index, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(clock)):
         _, used = dce_jaxpr(jaxpr, [i == index for i in range(len(jaxpr.outvars))])
         if any(used[:num_floating]):
-            raise ValueError(
+            return (
                 f"state: {leaf_name(path)} is not floating point, but phi computes it from floating leaves, or in a way (a "
                 "custom derivative, a while loop) that cannot be told from that. Such a leaf must depend on the step alone (a "
                 "counter, a random key): make it floating point, or keep it out of the state."
             )
+    return ""
 
 
 @partial(kernel, static_argnames="finest")

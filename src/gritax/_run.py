@@ -1,6 +1,7 @@
 """A long training run, from window to window: solved in parallel, or taken one step after the other."""
 
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
 
 from ._attempt import Bounds, Progress
 from ._cycle import Cost
 from ._evolution import Evolution
 from ._hierarchy import Hierarchy
-from ._kernel import kernel, make_room
+from ._kernel import kernel, make_room, most_seconds
 from ._norms import norm
 from ._sensitivity import Sensitivity
 from ._serial import advance
@@ -44,8 +46,9 @@ class Run:
     """`num_steps` steps of `step` from `state`, of which the first `done` are taken; `aim` is the error asked for at the end.
 
     Window for window, `serially` or `in_parallel`, with so many `lanes`, on the devices of `mesh`. `travelled` is the distance
-    of the parameters from `origin`, once a window has been solved in parallel; `asked` what a run that is taken up again must
-    have been asked for as well; `tabulated` the step with the order of the first examples written down, where that was done.
+    of the trained parameters from `origin`, once a window has been solved in parallel, and `size` the norm of those that have
+    moved; `asked` what a run that is taken up again must have been asked for as well; `tabulated` the step with the order of
+    the first examples written down, where that was done.
     """
 
     step: TrainStep
@@ -66,12 +69,12 @@ class Run:
     coarse_steps: str = ""
     restarts: list[str] = field(default_factory=list)
     travelled: float = 0.0
+    size: float = 0.0
     is_finite: bool = True
 
     def __post_init__(self):
         self.origin = self.state
-        trained = jax.tree.leaves(_trained(self.step.split(self.step.params(self.state))[0]))
-        self.eps = max(float(jnp.finfo(x.dtype).eps) for x in trained)
+        self.eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(self._trained(self.state)))
         self.aim = max(self.aim, _LEAST_AIM * self.eps)
         self._from, self._until = 0, min(self.num_steps, TABLE)
         self._tabulated = self.tabulated or self.step.prepared(self._until)
@@ -107,14 +110,17 @@ class Run:
 
     @property
     def is_accurate(self) -> bool:
-        return self.tolerance is not None or self.error <= self.least_error
+        """Whether errors are as small as asked for; with a tolerance, as what such residuals may add up to unamplified."""
+        residuals = 0.0 if self.tolerance is None else self.tolerance * math.sqrt(self.num_steps)
+        return self.error <= self.least_error or self.sensitivity.error <= residuals
 
     @property
     def is_reproducible(self) -> bool:
-        """Whether rounding is amplified to no more than is asked for."""
+        """Whether rounding is amplified to no more than is asked for; weights that do not move are known as they are."""
         if self.tolerance is not None:
             return self.sensitivity.rounding <= self.tolerance
-        return self.rounding <= self.least_error
+        unmoved = self.travelled <= _ROUNDINGS * self.eps * self.size >= self.sensitivity.rounding
+        return unmoved or self.rounding <= self.least_error
 
     def last_chance(self, longest: int) -> bool:
         """Whether it is now or never that training can begin again: at its end, or before a window of up to `longest` steps
@@ -165,7 +171,8 @@ class Run:
         if len(taken) < 2:
             return 0.0, 0.0
         (first, with_compilation), (last, seconds) = taken[0], taken[-1]
-        return seconds / last, max(with_compilation - first * seconds / last, 0.0)
+        program = jax.tree.structure(self._evolution(1, self.state))
+        return seconds / last, most_seconds(program, max(with_compilation - first * seconds / last, 0.0))
 
     def in_parallel(self, num_steps: int, depth: float, step_seconds: float) -> Window | Declined:
         """The next steps at once, in no more than `depth` evaluations in sequence, nor longer than at `step_seconds` each.
@@ -206,9 +213,11 @@ class Run:
             steps, state, error = window.prefix(origin, aim if self.tolerance is None else 0.0)
             if steps < _WORTH * num_steps:  # fewer steps are not worth that the state is no longer serial training's own
                 steps, state = 0, self.state
-        grown = self.sensitivity.coarsely(window.evolution, floating, window.hierarchy[-1], steps, cost) if steps else 1.0
-        reports = window.reports
-        size = self._accept(
+        grown, reports = 1.0, window.reports
+        if steps:
+            after = evolution.split(state)[0]
+            grown = self.sensitivity.coarsely(window.evolution, floating, after, window.hierarchy[-1], steps, cost)
+        self._accept(
             state,
             WindowReport(
                 self.done,
@@ -224,28 +233,26 @@ class Run:
             cost,
         )
         if steps:
-            self.sensitivity.take(grown, error * self.travelled, self.eps * size)
+            self.sensitivity.take(grown, error * self.travelled, self.eps * self.size)
         return window
 
-    def _accept(self, state: TrainState, report: WindowReport, cost: Cost) -> float:
-        """Goes on from this state, and returns the norm of its parameters, if it is not exact."""
+    def _accept(self, state: TrainState, report: WindowReport, cost: Cost) -> None:
+        """Goes on from this state."""
         self.state, self.done = state, self.done + report.num_steps
         self._spend(cost)
         self.windows.append(report)
-        self.is_finite, size = bool(_all_finite(jax.tree.leaves(_trained(state)))), 0.0
+        params = self._trained(state)
+        self.is_finite = bool(_all_finite(jax.tree.leaves(params)))
         if not self.exact:
-            params, first = (_trained(self.step.params(each)) for each in (state, self.origin))
-            size, self.travelled = np.asarray(_lengths(params, first)).tolist()
+            self.size, self.travelled = np.asarray(_lengths(params, self._trained(self.origin))).tolist()
         logger.info("steps %d to %d, %s: %s", report.first, self.done, report.kind, report.reason)
-        return size
+
+    def _trained(self, state: TrainState) -> PyTree[Array]:
+        return eqx.filter(self.step.split(self.step.params(state))[0], eqx.is_inexact_array)
 
     def _spend(self, cost: Cost) -> None:
         self.cost.by_lanes.update(cost.by_lanes)
         self.cost.work += cost.work
-
-
-def _trained(params):
-    return eqx.filter(params, eqx.is_inexact_array)
 
 
 @kernel
@@ -255,5 +262,6 @@ def _all_finite(leaves):
 
 @kernel
 def _lengths(params, first):
-    """(norm of the parameters, distance from the first ones)."""
-    return jnp.stack([norm(params), norm(jax.tree.map(jnp.subtract, params, first))])
+    """(norm of the parameters that are not the first ones, distance from these)."""
+    moved = jax.tree.map(lambda x, y: jnp.where(x != y, x, 0), params, first)
+    return jnp.stack([norm(moved), norm(jax.tree.map(jnp.subtract, params, first))])

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +22,10 @@ from ._serial import advance
 class Sensitivity:
     """The amplification of a change of the state that is carried along a run, made small again after each window.
 
-    So it turns into what training amplifies most (Benettin and others 1980, Meccanica 15, 9). `error` is how far the parameters
-    may be from serial training's by now, and `rounding` how far rounding alone would take them.
+    So it turns into what training amplifies most (Benettin and others 1980, Meccanica 15, 9). It begins in the parameters that
+    the first window moves, in proportion to how far, as errors do, and its length is that in trained parameters: what no step
+    changes, and statistics of any size, say nothing of errors. `error` is how far the parameters may be from serial training's
+    by now, and `rounding` how far rounding alone would take them.
     """
 
     direction: PyTree[Array] | None = None
@@ -38,57 +41,71 @@ class Sensitivity:
 
     def serially(self, evolution: Evolution, floating, clock, after, num_steps: int, cost: Cost) -> float:
         """By how much `num_steps` training steps, which lead to `after`, multiply the change."""
-        changed, length = _changed(evolution, floating, self._direction(evolution, floating))
+        changed, length = self._changed(evolution, floating, after)
+        if length == 0:
+            return 1.0
         cost.spend(2, 0, num_steps)  # at the same time as the steps themselves
         twin, _ = advance(evolution, changed, clock, np.int32(num_steps))
         return self._follow(evolution, after, twin, length)
 
-    def coarsely(self, evolution: Evolution, floating, coarsest: Level, num_steps: int, cost: Cost) -> float:
-        """The same for the coarse steps of a level that come nearest to `num_steps` training steps."""
+    def coarsely(self, evolution: Evolution, floating, after, coarsest: Level, num_steps: int, cost: Cost) -> float:
+        """The same for the coarse steps of a level that come nearest to those `num_steps` training steps."""
         count = min(max(round(num_steps / coarsest.stride), 1), coarsest.size)
-        changed, length = _changed(evolution, floating, self._direction(evolution, floating))
+        changed, length = self._changed(evolution, floating, after)
+        if length == 0:
+            return 1.0
         cost.add(evolution.phi, coarsest, np.zeros(2, int), count)
         after, twin = _both(coarsest, evolution, floating, changed, np.int32(count))
         return self._follow(evolution, after, twin, length)
 
-    def _direction(self, evolution, floating):
-        return _irregular(evolution, floating) if self.direction is None else self.direction
+    def _changed(self, evolution, floating, after) -> tuple[PyTree[Array], float]:
+        direction = _irregular(evolution, floating, after) if self.direction is None else self.direction
+        changed, length = _changed(evolution, floating, direction)
+        return changed, float(length)
 
     def _follow(self, evolution, after, twin, length) -> float:
-        self.direction, grown = _grown(evolution, after, twin, length)
-        grown = float(grown)
+        change, grown = _grown(evolution, after, twin)
+        grown = float(grown) / length
+        self.direction = change if grown else None
         return grown if math.isfinite(grown) else math.inf
 
 
+def _trained(evolution, floating):
+    return evolution.phi.split(floating.params)[0]
+
+
 @kernel
-def _irregular(evolution, floating):
-    """A change of every leaf in proportion to its size."""
-    leaves, structure = jax.tree.flatten(evolution.stored(floating))
-    whole = norm(leaves)  # where all is zero there is no size to go by
+def _irregular(evolution, floating, after):
+    """A change of every trained parameter in proportion to how far it has moved."""
+    trained, others = evolution.phi.split(floating.params)
+    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.subtract, _trained(evolution, after), trained))
 
-    def change(i, x):
-        size = jnp.sqrt(jnp.mean(jnp.square(jnp.abs(x))))
-        size = jnp.where(whole > 0, size, jnp.ones_like(size))
-        return size * jnp.sin(0.4 + 1.7 * i + 1.3 * jnp.arange(x.size, dtype=size.dtype)).reshape(x.shape)
+    def change(i, moved):
+        pattern = jnp.sin(0.4 + 1.7 * i + 1.3 * jnp.arange(moved.size, dtype=jnp.float32)).reshape(moved.shape)
+        return moved * pattern.astype(moved.dtype)
 
-    return jax.tree.unflatten(structure, [change(i, x).astype(x.dtype) for i, x in enumerate(leaves)])
+    changes = jax.tree.unflatten(structure, [change(i, x) for i, x in enumerate(leaves)])
+    nothing = jax.tree.map(jnp.zeros_like, (evolution.stored(floating), others))
+    return nothing[0]._replace(params=eqx.combine(changes, nothing[1]))
 
 
 @kernel
 def _changed(evolution, floating, direction):
-    """(the state changed by the root of its precision along the direction, the length of the change), as stored."""
-    stored = evolution.stored(floating)
-    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(stored))
-    size = norm(stored)
-    share = math.sqrt(eps) * jnp.where(size > 0, size, jnp.ones_like(size)) / norm(direction)
+    """(the state changed by the root of the precision along the direction, the length of the change); 0 for no direction."""
+    stored, along = evolution.stored(floating), _trained(evolution, direction)
+    size = norm(jax.tree.map(lambda x, d: jnp.where(d != 0, x, 0), _trained(evolution, stored), along))
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(along))
+    length = norm(along)
+    share = math.sqrt(eps) * jnp.where(size > 0, size, 1) / jnp.where(length > 0, length, 1)
     changed = jax.tree.map(lambda x, d: x + share.astype(x.dtype) * d, stored, direction)
-    return evolution.natural(changed), norm(jax.tree.map(jnp.subtract, changed, stored))
+    moved = jax.tree.map(jnp.subtract, _trained(evolution, changed), _trained(evolution, stored))
+    return evolution.natural(changed), jnp.where(length > 0, norm(moved), 0)
 
 
 @kernel
-def _grown(evolution, after, twin, length):
+def _grown(evolution, after, twin):
     change = jax.tree.map(jnp.subtract, evolution.stored(twin), evolution.stored(after))
-    return change, norm(change) / length
+    return change, norm(_trained(evolution, change))
 
 
 @partial(kernel, static_argnums=0)

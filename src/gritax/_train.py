@@ -9,22 +9,22 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from ._arguments import require_steps, require_whole
 from ._attempt import Progress
+from ._clocks import dependence
 from ._convergence import DEFAULT_TOLERANCE, ConvergenceError, require_tolerance
-from ._norms import norm
+from ._evolution import Evolution
 from ._pace import InWindows, OneByOne, Pace
 from ._run import TABLE, Run
 from ._sharing import as_mesh, count, is_of_several_processes, require_agreement
 from ._solution import Solution
 from ._trained import solution_of
-from ._validation import first_step, validated
-from .checkpoint import Directory, Keeper, digest
+from ._validation import require_concrete, validated
+from .checkpoint import Directory, Keeper, beginning, digest, is_same
 from .coarse import Choice, named
 from .planning import LEAST_WORK, Plan, can_pay, measured, planned
 from .training import TrainStep
@@ -38,6 +38,7 @@ _LONGEST_STRETCH = 2**22
 # Serial training must take so many compilations of its step for trials of many steps at once, and for a pilot window, to be a
 # tenth of it: they compile about eight and forty programs.
 _TRIALS, _PILOT = 80, 400
+_SHORTEST = 1.0  # seconds of serial training, where all is compiled
 
 
 def train(
@@ -104,7 +105,8 @@ def train(
     >>> bool(jnp.allclose(trained.params, 1 - 0.99**2000, atol=1e-5))
     True
     """
-    _require(num_steps, goal, plan, tolerance, window, progress)
+    _require(num_steps, goal, plan, tolerance, window, throw, progress)
+    require_concrete("params", (params, stats))
     step = TrainStep(loss, optimizer, batch, coarse, key=key, has_aux=has_aux, trainable=trainable)
     num_steps, window = int(num_steps), window and int(window)
     tolerance = tolerance if tolerance is None else float(tolerance)
@@ -119,12 +121,15 @@ def train(
     evolution, floating, clock = validated(tabulated, first, num_steps)
     state, progress = evolution.merge(floating, clock), progress or Progress()
     asked = {"num_steps": num_steps, "tolerance": tolerance, "goal": goal, "window": window, "coarse": _words(coarse)}
-    asked |= _beginning(evolution, floating, clock) if keeper else {}
+    if keeper:
+        asked |= {"origin": digest(state), **beginning(evolution, floating, clock)}
     run = Run(step, state, num_steps, tolerance, DEFAULT_TOLERANCE, progress, asked, tabulated, mesh=mesh)
     longest = min(window or _longest(floating), num_steps)
     pace = keeper and keeper.resumed(run)
     require_agreement(mesh, run.done)
-    if pace is None and goal == "depth":
+    if pace is None and (refusal := dependence(evolution, floating, clock)):
+        pace = OneByOne(refusal.removesuffix("."), TABLE)
+    elif pace is None and goal == "depth":
         pace = InWindows(longest)
     elif pace is None:
         pace = _fastest(run, plan, evolution, floating, clock, longest)
@@ -147,7 +152,7 @@ def train(
     return solution
 
 
-def _require(num_steps, goal, plan, tolerance, window, progress) -> None:
+def _require(num_steps, goal, plan, tolerance, window, throw, progress) -> None:
     require_steps(num_steps)
     if goal not in ("time", "depth"):
         raise ValueError(f'goal must be "time" or "depth", not {goal!r}.')
@@ -160,6 +165,8 @@ def _require(num_steps, goal, plan, tolerance, window, progress) -> None:
         raise ValueError("tolerance must be above 0 here: training goes on until it is reached.")
     if window is not None:
         require_whole("window", window, 1)
+    if not isinstance(throw, bool):
+        raise ValueError(f"throw must be True or False, not {throw!r}.")
     if progress is not None and not isinstance(progress, Progress):
         raise ValueError(f"progress must be a gritax.Progress, such as gritax.progress.Lines(), not {progress!r}.")
 
@@ -182,13 +189,6 @@ def _words(coarse: Choice) -> str:
     return str(coarse) if isinstance(coarse, str | None) or is_dataclass(coarse) else type(coarse).__name__
 
 
-def _beginning(evolution, floating, clock) -> dict[str, float]:
-    """What the first step makes of the first state: with another loss, rate, data or key it is something else."""
-    after, _, loss = first_step(evolution, floating, clock)
-    moved = norm(jax.tree.map(jnp.subtract, after, floating))
-    return {"a loss at step 0 of": float(loss), "a first update of length": float(moved)}
-
-
 def _longest(floating) -> int:
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(floating))
     return max(_MEMORY // (_COPIES * size), 1) * _INTERVAL
@@ -197,14 +197,12 @@ def _longest(floating) -> int:
 def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: int) -> Pace:
     """One step after the other, unless windows are to be faster on this device."""
     stretch = TABLE if getattr(run.step.batch, "tabulated", None) else _LONGEST_STRETCH
-    if plan is not None and (plan.num_steps != run.num_steps or digest(plan.state) != digest(run.origin)):
-        raise ValueError(
-            f"plan is for a run of {plan.num_steps:,} steps from its own state: make one by gritax.plan with these arguments."
-        )
+    if plan is not None:
+        _require_same(plan, run, evolution, floating, clock)
     if plan is None:
         seconds, compilation = run.timed(run.num_steps // 4)
         left = run.left * seconds
-        if left < _TRIALS * compilation:
+        if left < max(_TRIALS * compilation, _SHORTEST):
             return OneByOne(
                 f"in {run.num_steps * seconds:.2g} s, too short to measure whether windows would be faster", stretch
             )
@@ -224,6 +222,20 @@ def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: i
         return OneByOne(plan.sentence.removesuffix("."), stretch)
     run.lanes = plan.method.lanes
     return InWindows(min(plan.window, longest), step_seconds=plan.speeds.step, coarse=plan.chosen)
+
+
+def _require_same(plan: Plan, run: Run, evolution, floating, clock) -> None:
+    """Raises `ValueError` for the plan of another run, as far as its length, its state and its first step can tell."""
+    same = plan.num_steps == run.num_steps and digest(plan.state) == digest(run.origin)
+    if same:
+        planned = Evolution(plan.step.prepared(min(run.num_steps, TABLE)), plan.state)
+        begun = beginning(planned, floating, clock), beginning(evolution, floating, clock)
+        same = all(map(is_same, *(each.values() for each in begun)))
+    if not same:
+        raise ValueError(
+            f"plan is for another run, of {plan.num_steps:,} steps with a first state and a first update of its own: make one "
+            "by gritax.plan with these arguments."
+        )
 
 
 def _to_the_end(run: Run, pace: Pace, keeper: Keeper | None) -> Pace:

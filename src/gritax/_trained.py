@@ -41,7 +41,7 @@ def _verdict(run: Run) -> tuple[bool, str]:
         last = run.windows[-1]
         return False, (
             f"diverged: training one step after the other is not finite between steps {last.first:,} and "
-            f"{last.first + last.num_steps:,}. Lower the learning rate"
+            f"{last.first + last.num_steps:,}. Lower the learning rate, or look at the loss and the data of these steps"
         )
     if not (run.exact or (run.is_accurate and run.is_reproducible)):
         error = max(run.error, run.rounding)

@@ -27,8 +27,8 @@ def validated(phi: Phi, state: PyTree, num_steps: int) -> tuple[Evolution, PyTre
         raise ValueError(f"phi must be callable as phi(state, start, stride); {phi!r} is not callable.")
     _require_three_arguments(phi)
     state = as_arrays(state, _constant(phi, state))
-    _require_concrete("state", state)
-    _require_concrete("phi", phi)
+    require_concrete("state", state)
+    require_concrete("phi", phi)
     evolution = Evolution(phi, state)
     make_room((jax.tree.structure(evolution), num_steps))
     floating, clock = evolution.split(state)
@@ -44,7 +44,7 @@ def validated(phi: Phi, state: PyTree, num_steps: int) -> tuple[Evolution, PyTre
     if loss is not None and not np.isfinite(np.asarray(loss)):
         raise ValueError(f"the loss at step 0 is {float(loss)}: look at the data of step 0 and at the initial parameters.")
     after = evolution.merge(*after)
-    _require_concrete("phi", after)
+    require_concrete("phi", after)
     require_finite("phi(state, 0, 1)", after, "Lower the learning rate, or look at the loss and data of step 0.")
     return evolution, floating, clock
 
@@ -64,7 +64,8 @@ def _constant(phi: Phi, state: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, same)
 
 
-def _require_concrete(name: str, tree: PyTree) -> None:
+def require_concrete(name: str, tree: PyTree) -> None:
+    """Raises `ValueError` for what is being traced."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
         raise ValueError(
             f"{name} holds values that are being traced: this call iterates in Python and cannot run under jit, vmap or grad. "

@@ -3,3 +3,4 @@
 from ._arrays import digest as digest, from_arrays as from_arrays, to_arrays as to_arrays
 from ._directory import Checkpoint as Checkpoint, Directory as Directory
 from ._keeper import Keeper as Keeper
+from ._same_run import beginning as beginning, is_same as is_same

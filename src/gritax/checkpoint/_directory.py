@@ -15,10 +15,11 @@ import numpy as np
 
 logger = logging.getLogger("gritax")
 
-_MAGIC = b"gritax checkpoint 2\n"
+_MAGIC = b"gritax checkpoint 3\n"
 _SUFFIX = ".gritax"
 _UNFINISHED = ".unfinished"
 _KEPT = 2
+_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,12 @@ class Directory:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"checkpoint: {self.path} is a file; name a directory.")
-        above = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
-        if not (above.is_dir() and os.access(above, os.W_OK)):
-            raise ValueError(f"checkpoint: nothing can be written to {self.path}, since {above} is no directory to write to.")
+        self.path = directory(path)
 
     def files(self) -> list[Path]:
         """The newest first."""
-        return sorted(self.path.glob(f"steps-*{_SUFFIX}"), reverse=True)
+        found = self.path.glob(f"steps-{'[0-9]' * _DIGITS}{_SUFFIX}")
+        return sorted((path for path in found if path.is_file()), reverse=True)
 
     def save(self, checkpoint: Checkpoint) -> None:
         buffer = io.BytesIO()
@@ -60,8 +57,7 @@ class Directory:
         dtypes = np.array([str(x.dtype) for x in map(np.asarray, checkpoint.arrays)], "U")
         np.savez(buffer, facts=facts, dtypes=dtypes, **arrays)
         content = buffer.getvalue()
-        self.path.mkdir(parents=True, exist_ok=True)
-        name = self.path / f"steps-{checkpoint.done:012d}{_SUFFIX}"
+        name = self.path / f"steps-{checkpoint.done:0{_DIGITS}d}{_SUFFIX}"
         unfinished = name.with_suffix(_UNFINISHED)
         with unfinished.open("wb") as file:
             file.write(_MAGIC + hashlib.sha256(content).digest() + content)
@@ -85,9 +81,26 @@ class Directory:
             logger.warning("%s is damaged; the checkpoint before it is used", file)
         if files:
             raise ValueError(
-                f"resume: no checkpoint in {self.path} is whole ({len(files)} damaged). Start again without resume."
+                f"resume: no checkpoint in {self.path} is whole ({len(files)} damaged). Start again in another directory, or "
+                "delete them."
             )
         return None
+
+
+def directory(path: str | os.PathLike) -> Path:
+    """The directory of this name, made if there is none. Raises `ValueError` if it cannot be written to."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise ValueError(f"checkpoint must name a directory, not be {path!r}.")
+    found = Path(path)
+    if found.exists() and not found.is_dir():
+        raise ValueError(f"checkpoint: {found} is a file; name a directory.")
+    try:
+        found.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"checkpoint: nothing can be written to {found}: {error.strerror}.") from error
+    if not os.access(found, os.W_OK):
+        raise ValueError(f"checkpoint: nothing can be written to {found}: it is not yours to write to.")
+    return found
 
 
 def _read(file: Path) -> Checkpoint | None:

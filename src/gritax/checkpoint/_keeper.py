@@ -1,7 +1,6 @@
 """Checkpoints of a training run, from window to window."""
 
 import logging
-import math
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
@@ -16,14 +15,12 @@ from .._run import Run
 from .._sensitivity import Sensitivity
 from .._sharing import is_of_several_processes
 from .._solution import WindowReport
-from ._arrays import digest, from_arrays, to_arrays
+from ._arrays import from_arrays, to_arrays
 from ._directory import Checkpoint, Directory
+from ._same_run import require_same
 
 
 logger = logging.getLogger("gritax")
-
-# A first step that differs by more is another's, not the same one rounded otherwise.
-_SAME = 1e-3
 
 
 class Keeper:
@@ -46,7 +43,6 @@ class Keeper:
         found = run.sensitivity
         facts = {
             "asked": run.asked,
-            "origin": digest(run.origin),
             "pace": pace_facts(pace),
             "depth_by_lanes": list(run.cost.by_lanes.items()),
             "work": run.cost.work,
@@ -54,7 +50,7 @@ class Keeper:
             "restarts": run.restarts,
             "coarse_steps": run.coarse_steps,
             "levels": [asdict(level) for level in run.hierarchy.levels] if run.hierarchy else [],
-            "travelled": run.travelled,
+            "travelled": [run.travelled, run.size],
             "is_finite": run.is_finite,
             "lanes": run.lanes,
             "sensitivity": [found.growth, found.error, found.rounding],
@@ -72,13 +68,7 @@ class Keeper:
             return None
         facts, count = found.facts, found.facts["arrays"]
         state = from_arrays(run.state, found.arrays[:count])
-        begun, cure = f"resume: the run in {self.directory.path}", "Give it the same, or start again in another directory."
-        if facts["origin"] != digest(run.origin):
-            raise ValueError(f"{begun} began with other params than these. {cure}")
-        for name, given in run.asked.items():
-            if not _same(facts["asked"][name], given):
-                before, now = (f"{each:.6g}" if isinstance(each, float) else each for each in (facts["asked"][name], given))
-                raise ValueError(f"{begun} has {name} {before}, not {now}. {cure}")
+        require_same(f"the run in {self.directory.path}", facts["asked"], run.asked)
         floating = eqx.filter(run.state, eqx.is_inexact_array)
         direction = from_arrays(floating, found.arrays[count:]) if found.arrays[count:] else None
         run.state, run.done = state, found.done
@@ -86,15 +76,10 @@ class Keeper:
         run.windows = [_report(window) for window in facts["windows"]]
         run.restarts, run.coarse_steps = facts["restarts"], facts["coarse_steps"]
         run.hierarchy = Hierarchy(tuple(Level(**level) for level in facts["levels"])) if facts["levels"] else None
-        run.travelled, run.is_finite, run.lanes = facts["travelled"], facts["is_finite"], facts["lanes"]
+        (run.travelled, run.size), run.is_finite, run.lanes = facts["travelled"], facts["is_finite"], facts["lanes"]
         run.sensitivity = Sensitivity(direction, *facts["sensitivity"])
         logger.info("resumed after step %d of %d", run.done, run.num_steps)
         return pace_from(facts["pace"])
-
-
-def _same(before: Any, now: Any) -> bool:
-    numbers = isinstance(before, float) and isinstance(now, float)
-    return math.isclose(before, now, rel_tol=_SAME) if numbers else before == now
 
 
 def _report(facts: dict[str, Any]) -> WindowReport:

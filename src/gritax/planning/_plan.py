@@ -104,10 +104,8 @@ class Plan:
     def sentence(self) -> str:
         ratio = self.serial_seconds / self.seconds
         if not self.pilot.converged:
-            return (
-                f"Serial is the way here: {self.pilot.num_steps:,} steps at once did not converge, at a factor of "
-                f"{self.pilot.factor:.2g} an iteration."
-            )
+            factor = f", at a factor of {self.pilot.factor:.2g} an iteration" if math.isfinite(self.pilot.factor) else ""
+            return f"Serial is the way here: {self.pilot.num_steps:,} steps at once did not converge{factor}."
         here = (
             f"Solving in parallel is {ratio:.2g} times faster here"
             if self.pays
@@ -131,7 +129,8 @@ class Plan:
             ("lanes", f"{self.method.lanes or 'all'} at a time; dispatch {_time(self.speeds.dispatch)}"),
             (
                 "pilot",
-                f"{self.pilot.num_steps:,} steps, {self.pilot.iterations} iterations, the last by {self.pilot.factor:.2g}",
+                f"{self.pilot.num_steps:,} steps, {self.pilot.iterations} iterations, "
+                + (f"the last by {self.pilot.factor:.2g}" if self.pilot.converged else "not converged"),
             ),
             ("depth, work", f"{self.depth:,} evaluations in sequence, {self.work:,} in all, for {self.num_steps:,} serially"),
             ("serial", _time(self.serial_seconds)),

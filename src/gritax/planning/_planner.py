@@ -21,7 +21,7 @@ from .._attempt import Bounds, Progress
 from .._evolution import Evolution
 from .._serial import advance, solve_serial
 from .._sharing import as_mesh, count, is_of_several_processes
-from .._validation import validated
+from .._validation import require_concrete, validated
 from .._window import Window, solve_window
 from ..coarse import Automatic, Choice, candidates
 from ..training import TrainState, TrainStep
@@ -82,6 +82,7 @@ def plan(
     mesh = as_mesh(mesh)
     if is_of_several_processes(mesh):
         raise ValueError("A plan goes by what each process measures, and they would not agree: plan in one process.")
+    require_concrete("params", (params, stats))
     return planned(step, step.init(params, stats), int(num_steps), window, devices=count(mesh))
 
 
@@ -113,10 +114,12 @@ def planned(
         bounds=Bounds(),
         lanes=speeds.best_lanes,
     )
-    window_of_pilot()  # compiles
-    began = time.perf_counter()
-    solved = window_of_pilot()
-    taken = time.perf_counter() - began
+    solved, taken = window_of_pilot(), 0.0  # compiles
+    assert isinstance(solved, Window), "declined only where depth is bounded"
+    if solved.verdict.converged:
+        began = time.perf_counter()
+        solved = window_of_pilot()
+        taken = time.perf_counter() - began
     assert isinstance(solved, Window), "declined only where depth is bounded"
     serial = seconds(lambda: solve_serial(step, state, length))
     phi = solved.evolution.phi
