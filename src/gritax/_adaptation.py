@@ -1,11 +1,12 @@
 """What phi may choose for itself: tables for the run, coarse steps for the states at hand, finer ones after a failure."""
 
 import logging
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from ._cycle import Cost, Cycle
 from ._evolution import Evolution, Phi, optional
@@ -38,13 +39,32 @@ def points_along(num_steps: int, spacing: int = 1) -> np.ndarray:
     return np.unique(np.geomspace(first, last, _POINTS).astype(np.int32)) * np.int32(spacing)
 
 
+@dataclass(frozen=True)
+class Shown:
+    """phi was shown the `states` (floating leaves and clocks, stacked) of an iterate at the steps `starts`."""
+
+    iteration: int
+    starts: np.ndarray
+    states: tuple[PyTree[Array], PyTree[Array]]
+
+
+@dataclass(frozen=True)
+class Refined:
+    """The solve began again with finer coarse steps."""
+
+    reason: str
+
+
+Event = Shown | Refined
+
+
 class Adaptation:
     """The evolution of a solve with coarse steps that suit it, and why they were changed.
 
     phi may define `adapted(states, starts, num_steps, iteration) -> (phi or None, depth, work)`, with coarse steps for these
     states (stacked) at the steps `starts` if they are to be others, and what it cost to choose them; `finer() -> phi or
     None`, with closer ones; and `describe() -> str`. The states are those of the iterate after `iteration` iterations: the
-    initial guess for 0, the initial state alone for None.
+    initial guess for 0, the initial state alone for None. After the same `events` phi has chosen the same.
     """
 
     def __init__(self, evolution: Evolution, floating: PyTree, clock: PyTree, num_steps: int, may_restart: bool):
@@ -52,6 +72,7 @@ class Adaptation:
         self._state = evolution.merge(floating, clock)
         self.cost = Cost()
         self.restarts: list[str] = []
+        self.events: list[Event] = []
         one = jax.tree.map(lambda x: x[None], (floating, clock))
         self._take(self._adapted(evolution, one, np.zeros(1, np.int32), None))
 
@@ -70,35 +91,35 @@ class Adaptation:
     def can_refine(self) -> bool:
         return self.may_restart and self._finer() is not None
 
-    def to_guess(self, cycle: Cycle, c: Points) -> bool:
-        """Lets phi choose coarse steps along the guess `c`; whether they want other levels, hence another guess."""
-        before, better = self.method, self._along(cycle, c, 0)
-        if better is None or before == _proposed(better, self.num_steps):
-            self._go_on(cycle, better)
-            return False
-        return self._take(better, "the guess asks for shorter coarse steps")
+    def to_iterate(self, cycle: Cycle, c: Points, iteration: int) -> bool:
+        """Lets phi choose coarse steps along the guess `c`, or after the first iteration, for those to come.
 
-    def to_first_iterate(self, cycle: Cycle, c: Points) -> None:
-        """Lets phi choose coarse steps for the iterations to come, after the first."""
-        self._go_on(cycle, self._along(cycle, c, 1))
-
-    def _go_on(self, cycle: Cycle, better: Phi | None) -> None:
-        if self._take(better):
-            cycle.evolution = replicated(cycle.evolution.with_phi(self.evolution.phi), cycle.mesh)
-
-    def _along(self, cycle: Cycle, c: Points, iteration: int) -> Phi | None:
+        Whether along the guess they want other levels, hence another guess.
+        """
         if optional(self.evolution.phi, "adapted") is None:
-            return None
+            return False
+        anew = self.after(self._along(cycle, c, iteration))
+        if not anew:
+            cycle.evolution = replicated(cycle.evolution.with_phi(self.evolution.phi), cycle.mesh)
+        return anew
+
+    def after(self, event: Event) -> bool:
+        """Lets phi choose coarse steps; whether the solve begins again with them."""
+        self.events.append(event)
+        if isinstance(event, Refined):
+            return self._take(self._finer(), event.reason)
+        better = self._adapted(self.evolution, event.states, event.starts, event.iteration)
+        anew = event.iteration == 0 and better is not None and _proposed(better, self.num_steps) != self.method
+        self._take(better, "the guess asks for shorter coarse steps" if anew else "")
+        return anew
+
+    def _along(self, cycle: Cycle, c: Points, iteration: int) -> Shown:
         spacing = cycle.hierarchy[0].factor
         starts = points_along(self.num_steps, spacing)
         points = starts // spacing
         evolution, found = local((cycle.evolution, states_at(cycle.hierarchy[0], c, points)), cycle.mesh)
         clocks = jax.vmap(evolution.clock)(jnp.asarray(starts))
-        return self._adapted(evolution, (evolution.natural(found), clocks), starts, iteration)
-
-    def refine(self, reason: str) -> None:
-        """Takes the finer coarse steps of phi."""
-        self._take(self._finer(), reason)
+        return Shown(iteration, starts, (evolution.natural(found), clocks))
 
     def _adapted(self, evolution, states, starts, iteration) -> Phi | None:
         adapt = optional(evolution.phi, "adapted")

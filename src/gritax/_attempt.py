@@ -109,7 +109,7 @@ class Attempt:
             else:
                 c, relaxed = cycle.iterate(c, e)
             if len(self.reports) == 1:
-                self.adaptation.to_first_iterate(cycle, c)
+                self.adaptation.to_iterate(cycle, c, 1)
 
     def _report(self, norms: Norms, relaxed: Array | float) -> Verdict | None:
         number = len(self.reports)

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from ._adaptation import Adaptation
+from ._adaptation import Adaptation, Refined
 from ._attempt import Attempt, Bounds, Progress
 from ._clocks import tabulate
 from ._compilation import compile_ahead
@@ -126,12 +126,12 @@ def solve_window(
         u0 = replicated(floating, mesh)
         compile_ahead(attempt.cycle, u0)
         c = first_guess(attempt.cycle, u0, initial_guess)
-        if initial_guess == "graded" and adaptation.to_guess(attempt.cycle, c):
+        if initial_guess == "graded" and adaptation.to_iterate(attempt.cycle, c, 0):
             progress.restart(adaptation.restarts[-1])
             continue
         c, e, final, verdict = attempt.run(u0, clock, c)
         if verdict.restart:
-            adaptation.refine(verdict.sentence)
+            adaptation.after(Refined(verdict.sentence))
             progress.restart(adaptation.restarts[-1])
             continue
         cycle = attempt.cycle
