@@ -142,7 +142,6 @@ def test_a_damaged_checkpoint_is_found_out_and_the_one_before_is_used(damage, wh
 
 def test_unfinished_files_of_a_killed_process_do_no_harm(tmp_path):
     directory = _saved(tmp_path)
-    directory.path.mkdir()
     (directory.path / "steps-000000000030.unfinished").write_bytes(b"gritax che")
     Keeper(directory, resume=False)
     assert directory.latest() is None
