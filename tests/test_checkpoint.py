@@ -177,7 +177,7 @@ def test_a_run_is_not_resumed_as_another_nor_from_nowhere(tmp_path):
         gritax.train(small.loss, optimizer, batch, params, **{"num_steps": 8000, "resume": run, **arguments})
 
     for arguments, message in (
-        ({"params": small.params(1)}, "began with other params than these"),
+        ({"params": small.params(1)}, "began with another state than this"),
         ({"num_steps": 8001}, "has num_steps 8000, not 8001"),
         ({"tolerance": 0.1}, "has tolerance None, not 0.1"),
         ({"params": narrow}, r"other shapes or dtypes.*\(3, 8\).*\(3, 4\)"),

@@ -49,10 +49,15 @@ def test_every_option_reaches_the_solve(tmp_path):
     assert figures["command"].startswith("gritax solve xor --steps 130") and figures["versions"]["jax"]
 
 
-def test_not_converging_has_a_status_of_its_own():
-    done = _gritax("solve", "xor", "--steps", "400", "--max-iterations", "1")
+def test_not_converging_has_a_status_of_its_own_and_can_go_on(tmp_path):
+    solve = ("solve", "xor", "--steps", "400", "--resume", str(tmp_path / "run"))
+    done = _gritax(*solve, "--max-iterations", "1")
     assert done.returncode == 3
     assert "not converged" in done.stdout
+    done = _gritax(*solve)
+    assert done.returncode == 0, done.stderr
+    done = _gritax(*solve[:-4], "--steps", "300", *solve[-2:])
+    assert done.returncode == 2 and "has num_steps 400, not 300" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_a_killed_process_ends_the_run(launch, victim):
     status, errors, soon = _ending(launcher)
     assert status == 128 + signal.SIGKILL and soon
     assert f"process {victim} of 2 was killed by signal 9 (SIGKILL)" in errors  # the other may end by itself before it is ended
-    assert "same command" in errors
+    assert "goes on from the last checkpoint, if it keeps any: gritax launch -- " in errors
     assert _gone(processes)
 
 

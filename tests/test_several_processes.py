@@ -28,21 +28,37 @@ def values(params):
 _WEIGHTS = (
     _TRAIN
     + """
-solution = gritax.solve(step, problem.state, 1009, gritax.Multigrid(4), max_iterations=3, throw=False, mesh=mesh)
+class Interrupting(gritax.Progress):
+    def iteration(self, iteration):
+        if iteration.number == 2:
+            raise KeyboardInterrupt
+
+
+def solve(**options):
+    return gritax.solve(step, problem.state, 1009, gritax.Multigrid(4), max_iterations=3, throw=False, mesh=mesh, **options)
+
+
+solution = solve()
+try:
+    solve(resume=sys.argv[1], progress=Interrupting())
+except KeyboardInterrupt:
+    resumed = solve(resume=sys.argv[1])
 trained = train(1501, window=700, mesh=mesh)
 if first:
     assert np.all(np.isfinite(solution.losses))  # asked by one process alone
+    assert values(resumed.params) == values(solution.params) and resumed.depth == solution.depth
     kinds = [each.kind for each in trained.windows]
     print(json.dumps([jax.device_count(), values(solution.params), kinds, values(trained.params)]), flush=True)
 """
 )
 
 
-def test_weights_on_any_number_of_processes(launch):
-    """Those of coarse steps with many stages to rounding, the others to the last bit."""
+def test_weights_on_any_number_of_processes(launch, tmp_path):
+    """Those of coarse steps with many stages to rounding, the others to the last bit; solves go on from iterates of others."""
     found = []
     for options in (("--processes", "1"), ("--processes", "2"), ("--processes", "2", "--devices", "2")):
-        output, errors = launch(_WEIGHTS, *options).communicate(timeout=300)
+        script = _WEIGHTS.replace("sys.argv[1]", repr(str(tmp_path / "iterates")))
+        output, errors = launch(script, *options).communicate(timeout=300)
         lines = [json.loads(line) for line in output.splitlines() if not line.startswith("[Gloo]")]
         assert len(lines) == 1, errors
         found += lines

@@ -98,7 +98,11 @@ class Adaptation:
         """
         if optional(self.evolution.phi, "adapted") is None:
             return False
-        anew = self.after(self._along(cycle, c, iteration))
+        return self.show(cycle, self._along(cycle, c, iteration))
+
+    def show(self, cycle: Cycle, event: Event) -> bool:
+        """`after(event)`, with which `cycle` goes on unless the solve begins again."""
+        anew = self.after(event)
         if not anew:
             cycle.evolution = replicated(cycle.evolution.with_phi(self.evolution.phi), cycle.mesh)
         return anew

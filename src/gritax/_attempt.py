@@ -4,7 +4,9 @@ import logging
 import math
 import time
 import warnings
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, PyTree
@@ -16,6 +18,7 @@ from ._cycle import Cycle
 from ._diagnosis import diagnose
 from ._evolution import Evolution
 from ._hierarchy import Hierarchy, Multigrid
+from ._keeping import Iterate, Keep
 from ._layout import local, replicated
 from ._norms import Norms, measure
 from ._relaxation import Points, arrived
@@ -81,18 +84,26 @@ class Attempt:
         progress: Progress,
         bounds: Bounds,
         began: float,
+        keep: Keep | None = None,
     ):
         self.cycle = Cycle(evolution, hierarchy, method, adaptation.cost)
         self.adaptation, self.monitor, self.progress, self.bounds, self.began = adaptation, monitor, progress, bounds, began
         self.reports: list[Iteration] = []
+        self.norms: list[Norms] = []
+        self.keep, self.shown_before = keep, len(adaptation.events)
+        self.relaxed = math.nan
         self.discontinuous: bool | None = None
 
-    def run(self, u0: PyTree[Array], clock: PyTree[Array], c: Points) -> tuple[Points, Points, PyTree[Array], Verdict]:
-        """(C-points, arrivals, final state, why it ended), from the initial state and the initial guess `c`."""
+    def run(
+        self, u0: PyTree[Array], clock: PyTree[Array], c: Points, final: PyTree[Array]
+    ) -> tuple[Points, Points, PyTree[Array], Verdict]:
+        """(C-points, arrivals, final state, why it ended).
+
+        From the initial state, the C-points of the initial guess or of an iterate taken up, and the final state before.
+        """
         cycle, skip = self.cycle, self.cycle.method.skip_first_down and len(self.cycle.hierarchy) > 1
-        relaxed: Array | float = math.nan
         origin = u0 if self.bounds.origin is None else replicated(self.bounds.origin, cycle.mesh)
-        finest, final = cycle.hierarchy[0], u0
+        finest = cycle.hierarchy[0]
         spent = last = cycle.cost.depth
         while True:
             # One sweep gives the residual of this iterate, its final state, and the first arrivals of the next iteration.
@@ -100,36 +111,68 @@ class Attempt:
             c, e, final = cycle.relax_finest(c, arrived(finest, c), 1)
             norms = Norms(*np.asarray(measure(finest, cycle.evolution, c, e, final, before, origin)).tolist())
             spent, last = cycle.cost.depth, spent
-            verdict = self._report(norms, relaxed) or self._examined(c) or self._given_up(spent, spent - last)
+            ended = self._report(norms, cycle.exact_steps, time.perf_counter() - self.began)
+            verdict = ended or self._examined(c) or self._given_up(spent, spent - last)
             if verdict is not None:
                 # The residual is that of `c`: with their own values for arrivals, C-points stay.
                 return c, e, final, self._explained(verdict, u0, clock)
             if skip and len(self.reports) == 1:
-                c, relaxed = cycle.ascend(cycle.evolution.stored(u0), cycle.method.cycle), math.nan
+                c = cycle.ascend(cycle.evolution.stored(u0), cycle.method.cycle)
             else:
-                c, relaxed = cycle.iterate(c, e)
+                c, self.relaxed = cycle.iterate(c, e)
             if len(self.reports) == 1:
                 self.adaptation.to_iterate(cycle, c, 1)
+            if self.keep is not None:
+                self.keep.save(finest, c, final, self.adaptation.events, self._facts())
 
-    def _report(self, norms: Norms, relaxed: Array | float) -> Verdict | None:
+    def _facts(self) -> dict[str, Any]:
+        """What is known of the iterate that has been computed, and not measured yet."""
+        return {
+            "number": len(self.reports),
+            "shown_before": self.shown_before,
+            "norms": [asdict(each) for each in self.norms],
+            "relaxed": [*(each.relaxed_residual for each in self.reports), float(self.relaxed)],
+            "exact_steps": [each.exact_steps for each in self.reports],
+            "seconds": [each.seconds for each in self.reports],
+            "front": self.cycle.front,
+            "depth_by_lanes": list(self.cycle.cost.by_lanes.items()),
+            "work": self.cycle.cost.work,
+        }
+
+    def take_up(self, iterate: Iterate) -> None:
+        """Goes on from there, as if it had not been interrupted."""
+        facts = iterate.facts
+        for event in iterate.events[facts["shown_before"] :]:
+            self.adaptation.show(self.cycle, event)
+        *relaxed, last = facts["relaxed"]
+        for self.relaxed, norms, *others in zip(relaxed, facts["norms"], facts["exact_steps"], facts["seconds"], strict=True):
+            self._report(Norms(**norms), *others)
+        self.relaxed = last
+        self.began -= facts["seconds"][-1]
+        self.cycle.front = facts["front"]
+        self.cycle.cost.by_lanes = Counter(dict(facts["depth_by_lanes"]))
+        self.cycle.cost.work = facts["work"]
+
+    def _report(self, norms: Norms, exact_steps: int, seconds: float) -> Verdict | None:
         number = len(self.reports)
         before = self.reports[-1].residual if number else math.nan
         iteration = Iteration(
             number=number,
             residual=norms.residual,
-            relaxed_residual=float(relaxed),
+            relaxed_residual=float(self.relaxed),
             relative_residual=norms.relative,
             factor=norms.residual / before if before else math.nan,
-            exact_steps=self.cycle.exact_steps,
-            seconds=time.perf_counter() - self.began,
+            exact_steps=exact_steps,
+            seconds=seconds,
         )
+        self.norms.append(norms)
         self.reports.append(iteration)
         self.progress.iteration(iteration)
         logger.info("iteration %d: residual %.3e, relative %.3e", number, norms.residual, norms.relative)
         # Not before the first correction: the norm of an initial guess says nothing of the states to come.
         if number == 1 and (warning := self.monitor.unreachable(norms)):
             warnings.warn(warning, stacklevel=5)
-        return self.monitor.verdict(number, norms, exact=self.cycle.exact_steps == self.cycle.hierarchy[0].size)
+        return self.monitor.verdict(number, norms, exact=exact_steps == self.cycle.hierarchy[0].size)
 
     def _examined(self, c: Points) -> Verdict | None:
         """Once convergence is slow: because the step jumps, which is told, or because coarse steps are too long."""

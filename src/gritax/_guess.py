@@ -45,7 +45,7 @@ def first_guess(cycle: Cycle, u0: PyTree[Array], initial_guess: InitialGuess) ->
         return cycle.evolution.stored(cycle.evolution.split(_guessed(initial_guess, state, step))[0])
 
     c = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), stored, replicated(jax.vmap(guess)(steps), cycle.mesh))
-    return _own(finest, c)
+    return own(finest, c)
 
 
 def _guessed(initial_guess, state, step):
@@ -73,6 +73,6 @@ def _uniform(level: Level, u0: PyTree[Array], u: PyTree[Array]) -> Points:
 
 
 @per_level("intervals")
-def _own(level: Level, c: Points) -> Points:
+def own(level: Level, c: Points) -> Points:
     """What each device is to hold of all C-points."""
     return level.layout.own(c)

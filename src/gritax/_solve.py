@@ -1,7 +1,9 @@
 """The verb: iterate multigrid cycles until the states of all steps have converged."""
 
 import logging
+import os
 import time
+from dataclasses import replace
 from functools import cache
 from typing import Protocol
 
@@ -21,6 +23,7 @@ from ._solution import Solution
 from ._trajectory import losses, saved_states
 from ._validation import validated
 from ._window import Window, solve_window
+from .checkpoint import Iterates, beginning, digest, kept_in
 
 
 logger = logging.getLogger("gritax")
@@ -43,6 +46,8 @@ def solve(
     max_iterations: int = 50,
     initial_guess: InitialGuess = "graded",
     save_every: int | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    resume: bool | str | os.PathLike = False,
     throw: bool = True,
     progress: Progress | None = None,
     mesh: Mesh | None = None,
@@ -68,6 +73,10 @@ def solve(
       does so too, but begins in the strides of level 1, which grow with the distance from the start; `"zeros"` and
       `"constant"` (the initial state) at every point; or a function `step -> state`, which may get a traced step.
     - `save_every`: keep the states after every so many steps, in `Solution.states`.
+    - `checkpoint`: a directory for the iterates, each kept once it is computed, the last two of them, by orbax-checkpoint
+      (`pip install 'gritax[checkpoints]'`). Each device keeps its own C-points.
+    - `resume`: go on from the newest whole iterate in that directory, on these devices or on others, or begin if there is none;
+      iterations and weights are those of an uninterrupted solve. A path stands for `checkpoint=path, resume=True`.
     - `throw`: raise `ConvergenceError`, with the solution in its `solution`, if the tolerance is not reached.
     - `progress`: told of levels, iterations and the end.
     - `mesh`: the devices that share the intervals, along an axis `time`, of one process or of many that all make this call:
@@ -95,10 +104,15 @@ def solve(
         raise ValueError(f"method must be a gritax.Multigrid, such as gritax.Multigrid(coarsening=4), not {method!r}.")
     if progress is not None and not isinstance(progress, Progress):
         raise ValueError(f"progress must be a gritax.Progress, such as gritax.progress.Lines(), not {progress!r}.")
-    mesh = as_mesh(mesh)
+    mesh, asked_for = as_mesh(mesh), kept_in(checkpoint, resume)
     (method or Multigrid()).hierarchy(num_steps)
     evolution, floating, clock = validated(prepared(phi, num_steps), state, num_steps)
     require_known_guess(initial_guess, evolution.merge(floating, clock))
+    keep = None
+    if asked_for:
+        state, means = evolution.merge(floating, clock), str(method and replace(method, lanes=None))
+        asked = {"num_steps": int(num_steps), "method": means, "origin": digest(state), **beginning(evolution, floating, clock)}
+        keep = Iterates(*asked_for, mesh, asked, (floating, clock))
     progress = progress or Progress()
     window = solve_window(
         evolution,
@@ -113,6 +127,7 @@ def solve(
         bounds=Bounds(),
         mesh=mesh,
         began=began,
+        keep=keep,
     )
     assert isinstance(window, Window), "declined only where depth is bounded"
     evolution, hierarchy, reports, verdict = window.evolution, unshared(window.hierarchy), window.reports, window.verdict

@@ -24,7 +24,7 @@ from ._sharing import as_mesh, count, is_of_several_processes, require_agreement
 from ._solution import Solution
 from ._trained import solution_of
 from ._validation import require_concrete, validated
-from .checkpoint import Directory, Keeper, beginning, digest, is_same
+from .checkpoint import Directory, Keeper, beginning, digest, is_same, kept_in
 from .coarse import Choice, named
 from .planning import LEAST_WORK, Plan, can_pay, measured, planned
 from .training import TrainStep
@@ -110,7 +110,8 @@ def train(
     step = TrainStep(loss, optimizer, batch, coarse, key=key, has_aux=has_aux, trainable=trainable)
     num_steps, window = int(num_steps), window and int(window)
     tolerance = tolerance if tolerance is None else float(tolerance)
-    mesh, keeper = as_mesh(mesh), _keeper(checkpoint, resume)
+    mesh, asked_for = as_mesh(mesh), kept_in(checkpoint, resume)
+    keeper = asked_for and Keeper(Directory(asked_for[0]), asked_for[1])
     if is_of_several_processes(mesh) and goal == "time":
         raise ValueError(
             'goal="time" goes by what each process measures, and they would not agree. For a mesh of several processes give '
@@ -169,20 +170,6 @@ def _require(num_steps, goal, plan, tolerance, window, throw, progress) -> None:
         raise ValueError(f"throw must be True or False, not {throw!r}.")
     if progress is not None and not isinstance(progress, Progress):
         raise ValueError(f"progress must be a gritax.Progress, such as gritax.progress.Lines(), not {progress!r}.")
-
-
-def _keeper(checkpoint, resume) -> Keeper | None:
-    if isinstance(resume, str | os.PathLike):
-        if checkpoint is not None and os.fspath(checkpoint) != os.fspath(resume):
-            raise ValueError(f"checkpoint is {checkpoint!r}, but resume is {resume!r}: name one directory.")
-        checkpoint, resume = resume, True
-    if not isinstance(resume, bool):
-        raise ValueError(f"resume must be True, False or a directory, not {resume!r}.")
-    if checkpoint is None:
-        if resume:
-            raise ValueError("resume=True needs the directory of the checkpoints: checkpoint=directory.")
-        return None
-    return Keeper(Directory(checkpoint), resume)
 
 
 def _words(coarse: Choice) -> str:

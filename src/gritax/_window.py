@@ -18,6 +18,7 @@ from ._evolution import Evolution, optional
 from ._expected import expected_depth
 from ._guess import InitialGuess, first_guess
 from ._hierarchy import Hierarchy, Multigrid
+from ._keeping import Keep
 from ._layout import local, replicated
 from ._norms import converged_until
 from ._relaxation import Points, collected, states_at
@@ -98,13 +99,18 @@ def solve_window(
     lanes: int | None = None,
     mesh: Mesh | None = None,
     began: float | None = None,
+    keep: Keep | None = None,
 ) -> Window | Declined:
     """Attempts at the steps of `evolution` from this state, until one ends that is not to be started again.
 
-    `lanes` stands for that of the method. Only what an iteration computes is on the devices of `mesh`.
+    `lanes` stands for that of the method. Only what an iteration computes is on the devices of `mesh`. `keep` gets the
+    iterates; the newest of an earlier call is where this one begins.
     """
     began = time.perf_counter() if began is None else began
     adaptation = Adaptation(evolution, floating, clock, num_steps, may_restart=tolerance != 0)
+    kept = None if keep is None else keep.latest
+    for event in kept.events[: kept.facts["shown_before"]] if kept else ():
+        adaptation.after(event)
     while True:
         chosen = adaptation.method if method is None else method
         chosen = chosen if lanes is None else replace(chosen, lanes=lanes)
@@ -122,14 +128,19 @@ def solve_window(
             progress,
             bounds,
             began,
+            keep,
         )
         u0 = replicated(floating, mesh)
         compile_ahead(attempt.cycle, u0)
-        c = first_guess(attempt.cycle, u0, initial_guess)
-        if initial_guess == "graded" and adaptation.to_iterate(attempt.cycle, c, 0):
-            progress.restart(adaptation.restarts[-1])
-            continue
-        c, e, final, verdict = attempt.run(u0, clock, c)
+        if keep and kept:
+            attempt.take_up(kept)
+            (c, before), kept = keep.points(kept, hierarchy[0]), None
+        else:
+            c, before = first_guess(attempt.cycle, u0, initial_guess), u0
+            if initial_guess == "graded" and adaptation.to_iterate(attempt.cycle, c, 0):
+                progress.restart(adaptation.restarts[-1])
+                continue
+        c, e, final, verdict = attempt.run(u0, clock, c, before)
         if verdict.restart:
             adaptation.after(Refined(verdict.sentence))
             progress.restart(adaptation.restarts[-1])

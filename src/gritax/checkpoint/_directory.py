@@ -87,6 +87,21 @@ class Directory:
         return None
 
 
+def kept_in(checkpoint: Any, resume: Any) -> tuple[str | os.PathLike, bool] | None:
+    """(directory, whether to go on from there) that a call asks for. Raises `ValueError` for what does not fit together."""
+    if isinstance(resume, str | os.PathLike):
+        if checkpoint is not None and os.fspath(checkpoint) != os.fspath(resume):
+            raise ValueError(f"checkpoint is {checkpoint!r}, but resume is {resume!r}: name one directory.")
+        checkpoint, resume = resume, True
+    if not isinstance(resume, bool):
+        raise ValueError(f"resume must be True, False or a directory, not {resume!r}.")
+    if checkpoint is None:
+        if resume:
+            raise ValueError("resume=True needs the directory of the checkpoints: checkpoint=directory.")
+        return None
+    return checkpoint, resume
+
+
 def directory(path: str | os.PathLike) -> Path:
     """The directory of this name, made if there is none. Raises `ValueError` if it cannot be written to."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):

@@ -31,7 +31,7 @@ def require_same(what: str, before: dict[str, Any], now: dict[str, Any]) -> None
     """Raises `ValueError` for the first thing that was other than now. "origin" is the digest of the first state."""
     cure = "Give it the same, or start again in another directory."
     if before["origin"] != now["origin"]:
-        raise ValueError(f"resume: {what} began with other params than these. {cure}")
+        raise ValueError(f"resume: {what} began with another state than this. {cure}")
     for name, given in now.items():
         if not is_same(before[name], given):
             found, given = (f"{each:.6g}" if isinstance(each, float) else each for each in (before[name], given))

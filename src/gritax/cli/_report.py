@@ -37,10 +37,11 @@ def compared(command: Any, console: Console, problem: Problem, method: Multigrid
         tolerance=command.tolerance,
         max_iterations=command.max_iterations,
         mesh=mesh(),
+        resume=command.resume or False,
     )
     _show(console, comparison)
     if command.json is not None:
-        settings = {name: value for name, value in vars(command).items() if name != "json"}
+        settings = {name: value for name, value in vars(command).items() if name not in ("json", "resume")}
         write_json(command.json, {"settings": settings, **_figures(comparison)})
     return CONVERGED if comparison.solution.converged else NOT_CONVERGED
 

@@ -3,8 +3,10 @@
 import contextlib
 import math
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -16,10 +18,11 @@ from rich.console import Console
 _LOOK_EVERY = 0.02
 _TO_END_BY_THEMSELVES = 2.0  # seconds in which the others may find the same error and say so
 _TO_TERMINATE = 5.0  # seconds from SIGTERM to SIGKILL
-_AGAIN = (
-    "Start it again with the same command; a script that keeps checkpoints (gritax.train with checkpoint= and resume=True) "
-    "goes on from the last."
-)
+
+
+def _again() -> str:
+    command = shlex.join(["gritax", *sys.argv[1:]])
+    return f"The same command goes on from the last checkpoint, if it keeps any: {command}"
 
 
 class Member:
@@ -96,7 +99,7 @@ def supervise(members: list[Member], signals: list[int], timeout: int) -> int:
     if signals:
         end_all(members)
         what = f"stopped by {_named(signals[0])}; the processes were ended after {_since(began)}"
-        errors.print(f"gritax: {what}. {_AGAIN}", style="red")
+        errors.print(f"gritax: {what}. {_again()}", style="red", markup=False, soft_wrap=True)
         return 128 + signals[0]
     if not (failed := _failed(members)):
         return 0
@@ -111,7 +114,7 @@ def supervise(members: list[Member], signals: list[int], timeout: int) -> int:
         return first  # it is the command that has failed, and process 0 has said why; 1 would be an uncaught error
     ways = [f"process {i} of {len(members)} {_way(status, i in stopped, timeout)}" for i, status in causes.items()]
     others = f"; the others were ended after {_since(began)}" if left else ""
-    errors.print(f"gritax: {', '.join(ways)}{others}. {_AGAIN}", style="red")
+    errors.print(f"gritax: {', '.join(ways)}{others}. {_again()}", style="red", markup=False, soft_wrap=True)
     for i in causes:
         if said := members[i].said():
             errors.print("\n".join([f"The last that process {i} wrote to stderr:", *(f"  {line}" for line in said)]))

@@ -55,6 +55,8 @@ class Train:
     """At most so many iterations."""
     dtype: Literal["float64", "float32"] = "float64"
     """Precision of weights and data."""
+    resume: Path | None = None
+    """Keep the iterates in this directory, and go on from the newest if it has some (pip install 'gritax[checkpoints]')."""
     json: Path | None = None
     """Write the results to this file as well, replacing it."""
 

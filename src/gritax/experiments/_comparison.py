@@ -65,7 +65,8 @@ def compare(
 ) -> Comparison:
     """Solves `problem` in parallel and serially and returns the `Comparison`; `options` as for `gritax.solve`.
 
-    The first solve is shown and checked, then both are timed. Never raises for want of convergence.
+    The first solve is shown and checked, and resumed if that is asked for; then both are timed. Never raises for want of
+    convergence.
 
     >>> import gritax
     >>> comparison = gritax.experiments.compare(gritax.problems.xor(), 100)
@@ -77,7 +78,7 @@ def compare(
     first_seconds = time.perf_counter() - began
     serial = problem.step.params(solve_serial(problem.step, problem.state, num_steps))
     distance = _distance(solution.params, serial)
-    again = {**options, "tolerance": 0, "max_iterations": solution.iterations}
+    again = {**options, "checkpoint": None, "resume": False, "tolerance": 0, "max_iterations": solution.iterations}
     # Processes of one run must agree on how often they run, and their clocks differ.
     at_most = 0.0 if is_of_several_processes(options.get("mesh")) else 2.0
     return Comparison(
