@@ -1,6 +1,7 @@
 """How long an iteration takes on devices that are not at hand: its kernels, timed on one device, and the messages between."""
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -129,7 +130,7 @@ class Simulation:
     def _computing(self, task: Task) -> float:
         task = replace(task, level=_alone(task))
         if task not in self._timed:
-            self._timed[task] = _least(self._call(task))
+            self._timed[task] = _usual(self._call(task))
         return self._timed[task]
 
     def _call(self, task: Task) -> Callable[[], Any]:
@@ -164,14 +165,14 @@ def _alone(task: Task) -> Level:
     return replace(level, size=task.level.num_steps)
 
 
-def _least(run: Callable[[], Any]) -> float:
-    """Seconds, the least of some calls."""
+def _usual(run: Callable[[], Any]) -> float:
+    """Seconds, the median of some calls."""
 
     def calls() -> Iterator[float]:
         jax.block_until_ready(run())
-        for _ in range(5):
+        for _ in range(7):
             began = time.perf_counter()
             jax.block_until_ready(run())
             yield time.perf_counter() - began
 
-    return min(calls())
+    return statistics.median(calls())
