@@ -94,12 +94,12 @@ def messages(mesh, state):
 
 
 def simulated(steps, refresh, devices, exchange):
-    """In a process: seconds of an iteration by the simulator, for each number of devices."""
+    """In a process: (seconds of an iteration by the simulator, its evaluations in sequence), for each number of devices."""
     import gritax
 
     step, state, method = problem(refresh)
     simulation = gritax.placement.Simulation(step, state, steps, method, gritax.placement.Exchange(*exchange))
-    print(json.dumps({each: simulation.seconds(each) for each in devices}))
+    print(json.dumps({each: (simulation.seconds(each), simulation.evaluations(each)) for each in devices}))
 
 
 def simulate(together, *case):
@@ -108,7 +108,7 @@ def simulate(together, *case):
     pinned = lambda core: lambda: os.sched_setaffinity(0, {core})
     children = [subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=pinned(core)) for core in range(together)]
     outputs = [child.communicate()[0] for child in children]
-    return {int(devices): taken for devices, taken in json.loads(outputs[0]).items()}
+    return {int(devices): found for devices, found in json.loads(outputs[0]).items()}
 
 
 def run(processes, *arguments):
@@ -146,33 +146,36 @@ def main():
     rows = []
     for processes, taken in seconds.items():
         # Four processes share two cores, so that each of them has half of one.
-        simulated = predicted[processes] * max(processes / 2, 1)
+        simulated = predicted[processes][0] * max(processes / 2, 1)
         row = {"processes": processes, "iteration": statistics.median(taken), "of": taken, "simulated": simulated}
         rows.append(row | {"off": round(simulated / row["iteration"] - 1, 3)})
     step = statistics.median(each["serial_step"] for each in found[1])
     rows.append({"two over one": statistics.median(ratios), "of": ratios, "serial_step": step, "exchange": exchange})
-    serial = LONG * step
-    rows.append({"steps": LONG, "simulated": long, "serial": serial})
+    taken, evaluations = ({devices: each[i] for devices, each in long.items()} for i in (0, 1))
+    rows.append({"steps": LONG, "simulated": taken, "evaluations": evaluations, "serial": LONG * step})
     print(*rows, sep="\n")
     if arguments.json:
         from _rows import write
 
         write(arguments.json, rows)
     if arguments.plot:
-        plot(arguments.plot, long, serial)
+        plot(arguments.plot, rows[-1])
 
 
-def plot(file, simulated, serial):
+def plot(file, row):
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
-    axes.loglog(list(simulated), list(simulated.values()), "o-", markersize=4, label="an iteration, simulated")
-    first = next(iter(simulated))
-    axes.loglog(list(simulated), [first * simulated[first] / n for n in simulated], ":", color="grey", label="one over devices")
-    axes.axhline(serial, color="black", linewidth=1, label="all steps, serially")
-    axes.set(xlabel="devices", ylabel="seconds", xticks=list(simulated)[::2], xticklabels=list(simulated)[::2])
+    devices = [int(each) for each in row["simulated"]]
+    taken, evaluations = list(row["simulated"].values()), list(row["evaluations"].values())
+    figure, axes = plt.subplots(figsize=(5.5, 4), layout="constrained")
+    axes.loglog(devices, taken, "o-", markersize=4, label="an iteration, simulated")
+    potential = [each * row["serial"] / row["steps"] for each in evaluations]
+    axes.loglog(devices, potential, "s--", markersize=3, label="its evaluations in sequence,\nat a serial step each")
+    axes.loglog(devices, [devices[0] * taken[0] / n for n in devices], ":", color="grey", label="one over devices")
+    axes.axhline(row["serial"], color="black", linewidth=1, label="all steps, serially")
+    axes.set(xlabel="devices", ylabel="seconds", xticks=devices[::2], xticklabels=devices[::2])
     axes.minorticks_off()
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
     figure.savefig(Path(file))
 
 

@@ -106,6 +106,13 @@ class Simulation:
         """Of an iteration, compiled before."""
         return sum(self._computing(task) + self._messages(task, devices) for task in self.tasks(devices))
 
+    def evaluations(self, devices: int) -> int:
+        """In sequence, of an iteration: as `Solution.depth_on` counts them, which knows no messages and no uneven levels."""
+        require_whole("devices", devices, 1)
+        cycle = Cycle(self._evolution, self._method.hierarchy(self._num_steps), self._method)
+        tasks(cycle, self._u0)
+        return sum(depth * -(-lanes // devices) for lanes, depth in cycle.cost.by_lanes.items())
+
     def tasks(self, devices: int) -> list[Task]:
         return tasks(Cycle(self._evolution, self.hierarchy(devices), self._method), self._u0)
 
