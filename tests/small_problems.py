@@ -13,7 +13,11 @@ def data(seed=0, dtype="float64"):
 
 
 def params(seed=0, dtype="float64"):
-    w, v = jax.random.split(jax.random.key(100 + seed))
+    return params_of(jax.random.key(100 + seed), dtype)
+
+
+def params_of(key, dtype="float64"):
+    w, v = jax.random.split(key)
     return {
         "w": jax.random.normal(w, (3, 8), dtype) / 2,
         "b": jnp.zeros(8, dtype),

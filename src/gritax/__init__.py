@@ -3,6 +3,7 @@
 import logging as _logging
 
 from . import data as data, experiments as experiments, placement as placement, problems as problems
+from ._affine import AffineStep as AffineStep, LowRank as LowRank
 from ._check import check as check
 from ._convergence import ConvergenceError as ConvergenceError
 from ._hierarchy import Multigrid as Multigrid

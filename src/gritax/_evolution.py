@@ -76,6 +76,22 @@ class Evolution:
     def phi(self) -> Phi:
         return self._aux[0].with_data(self._children[0])
 
+    @property
+    def data(self) -> tuple[Array, ...]:
+        """The arrays of phi."""
+        return self._children[0]
+
+    def arrays(self, places: Iterable[int]) -> list[Array]:
+        """Those in these places of `data`."""
+        return [self.data[place] for place in places]
+
+    def with_arrays(self, places: Iterable[int], arrays: Iterable[Array]) -> "Evolution":
+        """The same with others there."""
+        data = list(self.data)
+        for place, array in zip(places, arrays, strict=True):
+            data[place] = array
+        return self.tree_unflatten(self._aux, (tuple(data), self._children[1]))
+
     def with_phi(self, phi: Phi) -> "Evolution":
         """The same states and clocks with another phi."""
         data = tuple(leaf for leaf in jax.tree.leaves(phi) if is_data(leaf))

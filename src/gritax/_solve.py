@@ -21,9 +21,10 @@ from ._hierarchy import Multigrid
 from ._sharing import as_mesh, is_of_several_processes, unshared
 from ._solution import Solution
 from ._trajectory import losses, saved_states
-from ._validation import validated
+from ._validation import is_concrete, validated
 from ._window import Window, solve_window
 from .checkpoint import Iterates, beginning, digest, kept_in
+from .differentiation import AIM, traced
 
 
 logger = logging.getLogger("gritax")
@@ -105,39 +106,57 @@ def solve(
     if progress is not None and not isinstance(progress, Progress):
         raise ValueError(f"progress must be a gritax.Progress, such as gritax.progress.Lines(), not {progress!r}.")
     mesh, asked_for = as_mesh(mesh), kept_in(checkpoint, resume)
+    num_steps, progress = int(num_steps), progress or Progress()
     (method or Multigrid()).hierarchy(num_steps)
-    evolution, floating, clock = validated(prepared(phi, num_steps), state, num_steps)
-    require_known_guess(initial_guess, evolution.merge(floating, clock))
-    keep = None
-    if asked_for:
-        state, means = evolution.merge(floating, clock), str(method and replace(method, lanes=None))
-        asked = {"num_steps": int(num_steps), "method": means, "origin": digest(state), **beginning(evolution, floating, clock)}
-        keep = Iterates(*asked_for, mesh, asked, (floating, clock))
-    progress = progress or Progress()
-    window = solve_window(
-        evolution,
-        floating,
-        clock,
-        int(num_steps),
-        method,
-        tolerance=tolerance,
-        max_iterations=int(max_iterations),
-        initial_guess=initial_guess,
-        progress=progress,
-        bounds=Bounds(),
-        mesh=mesh,
-        began=began,
-        keep=keep,
-    )
-    assert isinstance(window, Window), "declined only where depth is bounded"
+
+    def solved(phi, state, exactly):
+        evolution, floating, clock = validated(prepared(phi, num_steps), state, num_steps)
+        require_known_guess(initial_guess, evolution.merge(floating, clock))
+        keep = None
+        if asked_for:
+            state, means = evolution.merge(floating, clock), str(method and replace(method, lanes=None))
+            asked = {"num_steps": num_steps, "method": means, "origin": digest(state), **beginning(evolution, floating, clock)}
+            keep = Iterates(*asked_for, mesh, asked, (floating, clock))
+        window = solve_window(
+            evolution,
+            floating,
+            clock,
+            num_steps,
+            method,
+            tolerance=tolerance,
+            max_iterations=int(max_iterations),
+            initial_guess=initial_guess,
+            progress=progress,
+            bounds=Bounds(aim=AIM) if exactly else Bounds(),
+            mesh=mesh,
+            began=began,
+            keep=keep,
+        )
+        assert isinstance(window, Window), "declined only where depth is bounded"
+        solution = _solution(window, num_steps, save_every and int(save_every))
+        progress.end(solution)
+        if not solution.converged and tolerance != 0:
+            if throw:
+                raise ConvergenceError(solution.reason + ".", solution)
+            logger.warning("%s", solution.reason)
+        return solution, window
+
+    if is_concrete((phi, state)):
+        return solved(phi, state, False)[0]
+    if save_every is not None:
+        raise ValueError("save_every is not for a solve under grad, jvp or vmap, which gives the final state: leave it out.")
+    return traced(solved, phi, state, throw)
+
+
+def _solution(window: Window, num_steps: int, save_every: int | None) -> Solution:
     evolution, hierarchy, reports, verdict = window.evolution, unshared(window.hierarchy), window.reports, window.verdict
     points = cache(window.collected)
-    if is_of_several_processes(mesh):
+    if is_of_several_processes(window.mesh):
         points()  # all processes take part in it: later one may ask for losses by itself
-    solution = Solution(
+    return Solution(
         state=window.state,
         params=_params(evolution.phi, window.state),
-        num_steps=int(num_steps),
+        num_steps=num_steps,
         converged=verdict.converged,
         reason=verdict.sentence,
         iterations=reports[-1].number,
@@ -149,16 +168,10 @@ def solve(
         exact_steps=reports[-1].exact_steps,
         coarse_steps=window.adaptation.coarse_steps,
         restarts=tuple(window.adaptation.restarts),
-        states=None if save_every is None else saved_states(hierarchy[0], evolution, points(), int(save_every)),
+        states=None if save_every is None else saved_states(hierarchy[0], evolution, points(), save_every),
         _depth_by_lanes=window.cost.by_lanes,
         _losses=None if optional(evolution.phi, "loss_at") is None else lambda: losses(hierarchy[0], evolution, points()),
     )
-    progress.end(solution)
-    if not verdict.converged and tolerance != 0:
-        if throw:
-            raise ConvergenceError(verdict.sentence + ".", solution)
-        logger.warning("%s", verdict.sentence)
-    return solution
 
 
 def _params(phi: Phi, state: PyTree) -> PyTree:

@@ -44,7 +44,12 @@ def validated(phi: Phi, state: PyTree, num_steps: int) -> tuple[Evolution, PyTre
     if loss is not None and not np.isfinite(np.asarray(loss)):
         raise ValueError(f"the loss at step 0 is {float(loss)}: look at the data of step 0 and at the initial parameters.")
     after = evolution.merge(*after)
-    require_concrete("phi", after)
+    if not is_concrete(after):
+        raise ValueError(
+            "phi closes over values that are being traced by grad, jvp, vmap or jit. gritax.solve can be differentiated, and "
+            "mapped, by what is in the state (a learning rate by optax.inject_hyperparams) and by arrays that are leaves of "
+            "phi: fields of an eqx.Module, or arguments of a jax.tree_util.Partial, such as a loss. See docs/gradients.md."
+        )
     require_finite("phi(state, 0, 1)", after, "Lower the learning rate, or look at the loss and data of step 0.")
     return evolution, floating, clock
 
@@ -64,9 +69,14 @@ def _constant(phi: Phi, state: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, same)
 
 
+def is_concrete(tree: PyTree) -> bool:
+    """Whether nothing of it is being traced."""
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
 def require_concrete(name: str, tree: PyTree) -> None:
     """Raises `ValueError` for what is being traced."""
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+    if not is_concrete(tree):
         raise ValueError(
             f"{name} holds values that are being traced: this call iterates in Python and cannot run under jit, vmap or grad. "
             "Call it outside of them; what it calls is compiled."

@@ -93,10 +93,11 @@ class FrozenGradient:
             # Loops carry arrays only; a model may hold functions as well.
             arrays, constants = eqx.partition(state, eqx.is_array)
 
-            def advance(j, arrays):
-                return eqx.filter(self._block(step, eqx.combine(arrays, constants), start + j * length, length), eqx.is_array)
+            def advance(arrays, j):
+                after = self._block(step, eqx.combine(arrays, constants), start + j * length, length)
+                return eqx.filter(after, eqx.is_array), None
 
-            state = eqx.combine(jax.lax.fori_loop(jnp.int32(0), jnp.int32(whole), advance, arrays), constants)
+            state = eqx.combine(jax.lax.scan(advance, arrays, jnp.arange(whole, dtype=jnp.int32))[0], constants)
         return self._block(step, state, start + whole * length, rest) if rest else state
 
     def _block(self, step, state, start, length):

@@ -71,8 +71,8 @@ class RescaledRate:
                 'point. Use data="injected", or make labels one-hot.'
             )
 
-        def add(j, total):
-            return jax.tree.map(jnp.add, total, data(start + j))
+        def add(total, j):
+            return jax.tree.map(jnp.add, total, data(start + j)), None
 
-        total = jax.lax.fori_loop(jnp.int32(1), jnp.int32(stride), add, first)
+        total = jax.lax.scan(add, first, jnp.arange(1, stride, dtype=jnp.int32))[0]
         return jax.tree.map(lambda leaf: leaf / stride, total)

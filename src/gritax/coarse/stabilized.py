@@ -66,6 +66,7 @@ class Stabilized(eqx.Module):
     """
 
     usual_iterations: ClassVar[int] = 5
+    reversible: ClassVar[bool] = False  # as many stages as the curvature at hand asks for
 
     kappa: float | None = eqx.field(static=True)
     directions: int = eqx.field(static=True)

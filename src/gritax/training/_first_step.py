@@ -12,7 +12,7 @@ from jax.tree_util import tree_leaves_with_path
 from jaxtyping import PyTree
 
 from .._optimizer import update
-from .._state import CONTROL_FLOW_ERRORS, leaf_name
+from .._state import CONTROL_FLOW_ERRORS, is_data, is_number, leaf_name
 from ._composite_loss import CompositeLoss
 
 
@@ -62,7 +62,7 @@ def _require_trainable(step, params):
         ) from error
     trainable = [(path, leaf) for path, leaf in tree_leaves_with_path(split) if leaf is not None]
     for path, leaf in trainable:
-        if not eqx.is_inexact_array_like(leaf):
+        if not ((is_data(leaf) or is_number(leaf)) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)):
             kind = getattr(leaf, "dtype", type(leaf).__name__)
             raise ValueError(
                 f"params: {leaf_name(path)} is to be trained, but it is {kind}, and only floating-point arrays have gradients. "

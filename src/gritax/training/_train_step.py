@@ -200,6 +200,13 @@ class TrainStep(eqx.Module):
         coarse = None if refine is None else refine()
         return None if coarse is None else self.with_coarse(coarse)
 
+    def reversible(self, states: TrainState, starts: np.ndarray, num_steps: int) -> "TrainStep":
+        """This step with coarse steps that have derivatives backwards too: frozen gradients, if its own have none."""
+        if getattr(self.coarse, "reversible", True):
+            return self
+        frozen = self.with_coarse(FrozenGradient())
+        return frozen.adapted(states, starts, num_steps, None)[0] or frozen
+
     def with_coarse(self, coarse: CoarseStep) -> "TrainStep":
         """The same step with another coarse propagator."""
         return eqx.tree_at(lambda step: step.coarse, self, coarse, is_leaf=lambda x: x is self.coarse)
