@@ -126,7 +126,8 @@ class AffineStep(eqx.Module):
             return self._at(start)(state)
         found = self.compositions.get(stride)
         if found is None:
-            return jax.lax.fori_loop(start, start + stride, lambda step, w: self._at(step)(w), state)
+            steps = start + jnp.arange(stride, dtype=jnp.int32)
+            return jax.lax.scan(lambda w, step: (self._at(step)(w), None), state, steps)[0]
         return (found if self._is_constant else jax.tree.map(lambda x: x[start // stride], found))(state)
 
     def method(self, num_steps: int) -> Multigrid:

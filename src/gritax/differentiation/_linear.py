@@ -24,7 +24,7 @@ logger = logging.getLogger("gritax")
 # Of the distance that tangents and adjoints travel. Convergence is geometric: a few iterations more than to 1e-6.
 AIM = 1e-10
 _ITERATIONS = 100
-_FACTOR = 8  # fewer levels to compile than by 4
+_FACTOR = 16  # fewer levels to compile than by 4, and a power of it
 
 
 def reversible(window: Window) -> Phi:

@@ -125,7 +125,7 @@ class GILRLSTM(eqx.Module):
 
 
 def _normal(key, shape, dtype):
-    return jax.random.normal(key, shape, jnp.zeros(0, dtype).dtype) / np.float32(np.sqrt(shape[0]))
+    return jax.random.normal(key, shape, jnp.zeros(0, dtype).dtype) / jnp.asarray(np.sqrt(shape[0]), dtype)
 
 
 def _require_memory(memory) -> None:
