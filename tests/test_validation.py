@@ -89,12 +89,6 @@ def test_progress_of_another_kind():
         gritax.solve(_ok, 1.0, 100, progress=True)
 
 
-@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.grad])
-def test_under_a_transformation(transform):
-    with pytest.raises(ValueError, match="cannot run under jit, vmap or grad"):
-        transform(lambda u: gritax.solve(_ok, u, 40).state)(jnp.ones(3)[0 if transform is jax.grad else slice(None)])
-
-
 def test_a_phi_that_closes_over_a_traced_value():
     with pytest.raises(ValueError, match="being traced"):
         jax.jit(lambda a: gritax.solve(lambda u, start, stride: u / (1 + a * stride), 1.0, 40).state)(0.01)

@@ -25,8 +25,8 @@ class LowRank(eqx.Module):
     Raises `ValueError` for other shapes.
 
     >>> import gritax, jax.numpy as jnp
-    >>> gritax.LowRank(jnp.ones((3, 1)), jnp.ones((3, 1)))
-    LowRank(left=f32[3,1], right=f32[3,1])
+    >>> gritax.LowRank(jnp.ones((3, 1)), jnp.ones((3, 1))).right.shape
+    (3, 1)
     """
 
     left: Array
