@@ -3,7 +3,6 @@
 import logging
 import math
 import time
-import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from ._layout import local, replicated
 from ._norms import Norms, measure
 from ._relaxation import Points, arrived
 from ._solution import Iteration, Solution
+from ._warning import warn
 
 
 logger = logging.getLogger("gritax")
@@ -171,7 +171,7 @@ class Attempt:
         logger.info("iteration %d: residual %.3e, relative %.3e", number, norms.residual, norms.relative)
         # Not before the first correction: the norm of an initial guess says nothing of the states to come.
         if number == 1 and (warning := self.monitor.unreachable(norms)):
-            warnings.warn(warning, stacklevel=5)
+            warn(warning)
         return self.monitor.verdict(number, norms, exact=exact_steps == self.cycle.hierarchy[0].size)
 
     def _examined(self, c: Points) -> Verdict | None:
@@ -181,7 +181,7 @@ class Attempt:
         if self.discontinuous is None:
             self.discontinuous = jumps(self.cycle, c)
             if self.discontinuous and self.bounds.depth == math.inf:
-                warnings.warn(f"Slow convergence: {_DISCONTINUOUS}.", stacklevel=5)
+                warn(f"Slow convergence: {_DISCONTINUOUS}.")
         if self.discontinuous or not self.monitor.can_refine:
             return None
         return Verdict(False, "the residual hardly fell", restart=True)
