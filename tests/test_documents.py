@@ -1,6 +1,8 @@
 """The Python of README and docs runs."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -23,3 +25,12 @@ def test_python_blocks(page, capsys):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", ["start.md"])
+def test_commands_run(page):
+    for block in re.findall(r"```sh\n(.*?)```", (_ROOT / "docs" / page).read_text(), re.DOTALL):
+        for line in block.splitlines():
+            if line.startswith("gritax "):
+                done = subprocess.run([sys.executable, "-m", *line.split()], capture_output=True, text=True, timeout=300)
+                assert done.returncode == 0, done.stderr
