@@ -11,5 +11,8 @@ class Doctests(griffe.Extension):
     def on_object(self, *, obj, **_):
         if obj.docstring:
             obj.docstring.value = re.sub(
-                r"^>>> (?:.+\n?)+", lambda found: f"```pycon\n{found[0].rstrip()}\n```\n", obj.docstring.value, flags=re.MULTILINE
+                r"^>>> (?:.+\n?)+",
+                lambda found: f"```pycon\n{found[0].rstrip()}\n```\n",
+                obj.docstring.value,
+                flags=re.MULTILINE,
             )
