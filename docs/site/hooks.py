@@ -31,7 +31,7 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, **_):
     """Links from where a file lies in the repository to where it lies in the site."""
     if page.file.src_uri.startswith("benchmarks/"):
-        return markdown.replace("](../docs/", "](../")
+        return "# Benchmarks\n\n" + _one_level_down(markdown).replace("](../docs/", "](../")
     if page.file.src_uri in PAGES:
         for name, path in PAGES.items():
             markdown = markdown.replace(f"]({path})", f"]({name})")
@@ -39,6 +39,12 @@ def on_page_markdown(markdown, page, **_):
     for name, path in PAGES.items():
         markdown = markdown.replace(f"](../{path}", f"]({name}")
     return markdown.replace("](../benchmarks/", "](benchmarks/")
+
+
+def _one_level_down(markdown):
+    """Headings, but nothing in a block of code: a page has one title."""
+    parts = re.split(r"^(```.*?^```)", markdown, flags=re.DOTALL | re.MULTILINE)
+    return "".join(part if part.startswith("```") else re.sub(r"^#", "##", part, flags=re.MULTILINE) for part in parts)
 
 
 def on_page_content(html, **_):
