@@ -23,7 +23,11 @@ def on_config(config):
 def on_files(files, config):
     for name, path in PAGES.items():
         files.append(File.generated(config, name, abs_src_path=str(ROOT / path)))
-    for path in [ROOT / "benchmarks" / "README.md", *sorted((ROOT / "benchmarks" / "results").iterdir())]:
+    for path in [
+        ROOT / "CITATION.cff",
+        ROOT / "benchmarks" / "README.md",
+        *sorted((ROOT / "benchmarks" / "results").iterdir()),
+    ]:
         files.append(File.generated(config, str(path.relative_to(ROOT)), abs_src_path=str(path)))
     return files
 
