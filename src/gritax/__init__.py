@@ -7,6 +7,7 @@ from ._affine import AffineStep as AffineStep, LowRank as LowRank
 from ._check import check as check
 from ._convergence import ConvergenceError as ConvergenceError
 from ._hierarchy import Multigrid as Multigrid
+from ._profile import ResidualProfile as ResidualProfile
 from ._serial import solve_serial as solve_serial
 from ._solution import Iteration as Iteration, Solution as Solution, WindowReport as WindowReport
 from ._solve import Progress as Progress, solve as solve
