@@ -132,7 +132,7 @@ def _rows(run: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _levels(run: dict[str, Any]) -> str:
-    rows: list[tuple] = [("level", "steps", "stride", "factor", "relaxation", "evaluations a step", "in sequence")]
+    rows: list[tuple] = [("level", "steps", "stride", "factor", "relaxation", "depth a step", "depth")]
     for index, level in enumerate(run["levels"]):
         coarsest = index == len(run["levels"]) - 1
         relaxation = "serial" if coarsest else "FC" * level["sweeps"] + "F"
