@@ -32,6 +32,7 @@ def test_solve_xor(tmp_path):
     assert len(figures["residuals"]) == figures["iterations"] + 1
     assert figures["relative_distance"] < 1e-5
     assert figures["settings"]["steps"] == 200
+    assert len(figures["history"]) == len(figures["profile"]["residuals"]) == figures["iterations"] + 1
 
 
 def test_every_option_reaches_the_solve(tmp_path):
@@ -80,6 +81,9 @@ def test_not_converging_has_a_status_of_its_own_and_can_go_on(tmp_path):
         (("train", "digits", "--rate", "-1"), "--rate must be positive"),
         (("train", "digits", "--refresh", "0"), "refresh must be"),
         (("train", "digits", "--steps", "0"), "--steps must be"),
+        (("report", "no/such/run.json"), "no/such/run.json: No such file or directory. Name a file that"),
+        (("report", __file__), "not JSON"),
+        (("report", __file__, "--output", "no/such/folder/page.html"), "--output no/such/folder/page.html"),
         ((), "solve"),
     ],
 )

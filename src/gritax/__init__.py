@@ -2,11 +2,12 @@
 
 import logging as _logging
 
-from . import data as data, experiments as experiments, placement as placement, problems as problems
+from . import data as data, experiments as experiments, placement as placement, problems as problems, reporting as reporting
 from ._affine import AffineStep as AffineStep, LowRank as LowRank
 from ._check import check as check
 from ._convergence import ConvergenceError as ConvergenceError
 from ._hierarchy import Multigrid as Multigrid
+from ._profile import ResidualProfile as ResidualProfile
 from ._serial import solve_serial as solve_serial
 from ._solution import Iteration as Iteration, Solution as Solution, WindowReport as WindowReport
 from ._solve import Progress as Progress, solve as solve

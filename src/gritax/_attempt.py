@@ -3,7 +3,6 @@
 import logging
 import math
 import time
-import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,8 +20,10 @@ from ._hierarchy import Hierarchy, Multigrid
 from ._keeping import Iterate, Keep
 from ._layout import local, replicated
 from ._norms import Norms, measure
+from ._profile import Recording
 from ._relaxation import Points, arrived
 from ._solution import Iteration, Solution
+from ._warning import warn
 
 
 logger = logging.getLogger("gritax")
@@ -85,12 +86,13 @@ class Attempt:
         bounds: Bounds,
         began: float,
         keep: Keep | None = None,
+        profile: Recording | None = None,
     ):
         self.cycle = Cycle(evolution, hierarchy, method, adaptation.cost)
         self.adaptation, self.monitor, self.progress, self.bounds, self.began = adaptation, monitor, progress, bounds, began
         self.reports: list[Iteration] = []
         self.norms: list[Norms] = []
-        self.keep, self.shown_before = keep, len(adaptation.events)
+        self.keep, self.shown_before, self.profile = keep, len(adaptation.events), profile
         self.relaxed = math.nan
         self.discontinuous: bool | None = None
 
@@ -109,6 +111,8 @@ class Attempt:
             # One sweep gives the residual of this iterate, its final state, and the first arrivals of the next iteration.
             before = final
             c, e, final = cycle.relax_finest(c, arrived(finest, c), 1)
+            if self.profile is not None:
+                self.profile.take(len(self.reports), finest, c, e)
             norms = Norms(*np.asarray(measure(finest, cycle.evolution, c, e, final, before, origin)).tolist())
             spent, last = cycle.cost.depth, spent
             ended = self._report(norms, cycle.exact_steps, time.perf_counter() - self.began)
@@ -136,6 +140,7 @@ class Attempt:
             "seconds": [each.seconds for each in self.reports],
             "front": self.cycle.front,
             "depth_by_lanes": list(self.cycle.cost.by_lanes.items()),
+            "depth_by_level": list(self.cycle.cost.by_level.items()),
             "work": self.cycle.cost.work,
         }
 
@@ -151,6 +156,7 @@ class Attempt:
         self.began -= facts["seconds"][-1]
         self.cycle.front = facts["front"]
         self.cycle.cost.by_lanes = Counter(dict(facts["depth_by_lanes"]))
+        self.cycle.cost.by_level = Counter(dict(facts["depth_by_level"]))
         self.cycle.cost.work = facts["work"]
 
     def _report(self, norms: Norms, exact_steps: int, seconds: float) -> Verdict | None:
@@ -171,7 +177,7 @@ class Attempt:
         logger.info("iteration %d: residual %.3e, relative %.3e", number, norms.residual, norms.relative)
         # Not before the first correction: the norm of an initial guess says nothing of the states to come.
         if number == 1 and (warning := self.monitor.unreachable(norms)):
-            warnings.warn(warning, stacklevel=5)
+            warn(warning)
         return self.monitor.verdict(number, norms, exact=exact_steps == self.cycle.hierarchy[0].size)
 
     def _examined(self, c: Points) -> Verdict | None:
@@ -181,7 +187,7 @@ class Attempt:
         if self.discontinuous is None:
             self.discontinuous = jumps(self.cycle, c)
             if self.discontinuous and self.bounds.depth == math.inf:
-                warnings.warn(f"Slow convergence: {_DISCONTINUOUS}.", stacklevel=5)
+                warn(f"Slow convergence: {_DISCONTINUOUS}.")
         if self.discontinuous or not self.monitor.can_refine:
             return None
         return Verdict(False, "the residual hardly fell", restart=True)

@@ -17,10 +17,14 @@ from ._relaxation import Points, arrived
 
 @dataclass
 class Cost:
-    """Network evaluations so far: on the critical path (`depth`), by how many lanes they were made for, and in all (`work`)."""
+    """Network evaluations so far: on the critical path (`depth`), by how many lanes they were made for, and in all (`work`).
+
+    `by_level` has those on the critical path that steps of a level make: not those that coarse steps are chosen with.
+    """
 
     by_lanes: Counter[int] = field(default_factory=Counter)
     work: int = 0
+    by_level: Counter[int] = field(default_factory=Counter)
 
     @property
     def depth(self) -> int:
@@ -37,6 +41,7 @@ class Cost:
             work = steps * len(points) * evaluations(phi, "work", level.stride)
         else:
             depth, work = count(level.stride, np.minimum(points + np.arange(steps)[:, None], level.size - 1) * level.stride)
+        self.by_level[level.index] += times * depth
         self.spend(len(points), times * depth, times * work)
 
     def spend(self, lanes: int, depth: int, work: int) -> None:

@@ -12,6 +12,9 @@ from ._kernel import per_level
 from ._relaxation import Points
 
 
+PROFILE = 512  # points of a profile, at most: as many as a picture can show
+
+
 @dataclass(frozen=True)
 class Norms:
     """Norms of one iterate.
@@ -49,6 +52,20 @@ def residual_norm(level: Level, c: Points, e: Points) -> Array:
     That of the norms at single points, in their order, whichever devices have them.
     """
     return norm(_at_ends(level, jax.vmap(norm)(_difference(level.layout.arrivals(c, e), c))))
+
+
+@per_level(None, c="intervals", e="intervals")
+def residuals_along(level: Level, c: Points, e: Points) -> Array:
+    """The norms at single points of which `residual_norm` is that; of more than `PROFILE` the largest of each group.
+
+    Groups have `group_size(level)` neighbouring points, the last one what is left.
+    """
+    found, size = _at_ends(level, jax.vmap(norm)(_difference(level.layout.arrivals(c, e), c))), group_size(level)
+    return jnp.max(jnp.pad(found, (0, -len(found) % size)).reshape(-1, size), axis=1)
+
+
+def group_size(level: Level) -> int:
+    return -(-level.num_intervals // PROFILE)
 
 
 def _difference(x, y):

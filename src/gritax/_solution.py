@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._arguments import require_whole
-from ._hierarchy import Hierarchy
+from ._hierarchy import Hierarchy, Multigrid
+from ._profile import ResidualProfile
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Solution:
       Computed when first asked for, by one sweep.
     - `states`: with `save_every=k`, the states after steps `k, 2 k, …`, stacked along a new first axis; else None.
     - `coarse_steps`: what phi says of its coarse steps, as they were chosen for this solve.
+    - `history`: an `Iteration` for each iterate, the initial guess first.
+    - `method`: the `Multigrid` that was used.
+    - `level_depths`: the evaluations in sequence that phi states for one step of each level.
+    - `depth_by_level`: the part of `depth` that the steps of each level make. What is missing chose coarse steps.
+    - `profile`: with `profile=True`, a `ResidualProfile`: where along the run the residual of each iterate is; else None.
     - `restarts`: why the solve was started again with shorter coarse steps, if it was. `depth` and `work` count all of it.
 
     Of `gritax.train` also
@@ -85,6 +91,8 @@ class Solution:
       each with its last iterate once it has ended; `iterations` is the largest number in a window.
     - `amplification`: by how much training amplifies a small change of the state, from the first window that was solved in
       parallel on; None where all steps were taken one after the other.
+
+    and `history`, `method`, `level_depths`, `depth_by_level` and `profile`, which belong to one window, are empty.
     """
 
     state: PyTree = field(repr=False)
@@ -101,6 +109,11 @@ class Solution:
     exact_steps: int
     coarse_steps: str = ""
     restarts: tuple[str, ...] = ()
+    history: tuple[Iteration, ...] = field(repr=False, default=())
+    method: Multigrid | None = field(repr=False, default=None)
+    level_depths: tuple[int, ...] = ()
+    depth_by_level: tuple[int, ...] = ()
+    profile: ResidualProfile | None = field(repr=False, default=None)
     states: PyTree = field(repr=False, default=None)
     windows: tuple[WindowReport, ...] = field(repr=False, default=())
     amplification: float | None = None

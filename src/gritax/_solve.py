@@ -15,9 +15,10 @@ from ._adaptation import prepared
 from ._arguments import require_whole
 from ._attempt import Bounds, Progress as Progress
 from ._convergence import ConvergenceError, require_tolerance
-from ._evolution import Phi, optional
+from ._evolution import Phi, evaluations, optional
 from ._guess import InitialGuess, require_known_guess
 from ._hierarchy import Multigrid
+from ._profile import Recording
 from ._sharing import as_mesh, is_of_several_processes, unshared
 from ._solution import Solution
 from ._trajectory import losses, saved_states
@@ -52,6 +53,7 @@ def solve(
     throw: bool = True,
     progress: Progress | None = None,
     mesh: Mesh | None = None,
+    profile: bool = False,
 ) -> Solution:
     r"""`w[i+1] = phi(w[i], i, 1)`, `i = 0, …, num_steps - 1`, solved for all steps at once by multigrid reduction in time.
 
@@ -82,6 +84,8 @@ def solve(
     - `progress`: told of levels, iterations and the end.
     - `mesh`: the devices that share the intervals, along an axis `time`, of one process or of many that all make this call:
       `jax.make_mesh((jax.device_count(),), ("time",))`. Other axes are phi's. The weights are the same. See `docs/devices.md`.
+    - `profile`: record where along the run the residual of each iterate is, in `Solution.profile`. The host
+      waits for nothing more.
 
     **Returns** a `Solution`.
 
@@ -100,6 +104,8 @@ def solve(
     require_tolerance(tolerance)
     if save_every is not None:
         require_whole("save_every", save_every, 1)
+    if not isinstance(profile, bool):
+        raise ValueError(f"profile must be True or False, not {profile!r}.")
     method = getattr(method, "method", method)
     if method is not None and not isinstance(method, Multigrid):
         raise ValueError(f"method must be a gritax.Multigrid, such as gritax.Multigrid(coarsening=4), not {method!r}.")
@@ -117,6 +123,7 @@ def solve(
             state, means = evolution.merge(floating, clock), str(method and replace(method, lanes=None))
             asked = {"num_steps": num_steps, "method": means, "origin": digest(state), **beginning(evolution, floating, clock)}
             keep = Iterates(*asked_for, mesh, asked, (floating, clock))
+        recording = Recording() if profile else None
         window = solve_window(
             evolution,
             floating,
@@ -131,9 +138,10 @@ def solve(
             mesh=mesh,
             began=began,
             keep=keep,
+            profile=recording,
         )
         assert isinstance(window, Window), "declined only where depth is bounded"
-        solution = _solution(window, num_steps, save_every and int(save_every))
+        solution = _solution(window, num_steps, save_every and int(save_every), recording)
         progress.end(solution)
         if not solution.converged and tolerance != 0:
             if throw:
@@ -148,7 +156,7 @@ def solve(
     return traced(solved, phi, state, throw)
 
 
-def _solution(window: Window, num_steps: int, save_every: int | None) -> Solution:
+def _solution(window: Window, num_steps: int, save_every: int | None, recording: Recording | None) -> Solution:
     evolution, hierarchy, reports, verdict = window.evolution, unshared(window.hierarchy), window.reports, window.verdict
     points = cache(window.collected)
     if is_of_several_processes(window.mesh):
@@ -163,7 +171,12 @@ def _solution(window: Window, num_steps: int, save_every: int | None) -> Solutio
         residuals=np.array([each.residual for each in reports]),
         relaxed_residuals=np.array([each.relaxed_residual for each in reports[1:]]),
         relative_residuals=np.array([each.relative_residual for each in reports]),
+        history=tuple(reports),
         hierarchy=hierarchy,
+        method=window.method,
+        level_depths=tuple(evaluations(evolution.phi, "depth", level.stride) for level in hierarchy.levels),
+        depth_by_level=tuple(window.cost.by_level[level.index] for level in hierarchy.levels),
+        profile=recording and recording.profile(window.hierarchy[0]),
         work=window.cost.work,
         exact_steps=reports[-1].exact_steps,
         coarse_steps=window.adaptation.coarse_steps,

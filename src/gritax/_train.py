@@ -2,7 +2,6 @@
 
 import logging
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from ._sharing import as_mesh, count, is_of_several_processes, require_agreement
 from ._solution import Solution
 from ._trained import solution_of
 from ._validation import require_concrete, validated
+from ._warning import warn
 from .checkpoint import Directory, Keeper, beginning, digest, is_same, kept_in
 from .coarse import Choice, named
 from .planning import LEAST_WORK, Plan, can_pay, measured, planned
@@ -232,11 +232,10 @@ def _to_the_end(run: Run, pace: Pace, keeper: Keeper | None) -> Pace:
         sensitivity = run.sensitivity
         if not told and run.is_finite and not run.is_reproducible:
             told = True
-            warnings.warn(
+            warn(
                 f"training amplifies a small change of its state {sensitivity.growth:.2g}-fold up to step {run.done:,}, and so "
                 f"rounding to {run.rounding:.1g} of the distance travelled, beyond the tolerance: there is no answer "
-                "to reproduce that another machine would agree with. Lower the learning rate, or train for fewer steps.",
-                stacklevel=3,
+                "to reproduce that another machine would agree with. Lower the learning rate, or train for fewer steps."
             )
         good = run.is_accurate and run.is_reproducible
         if run.is_finite and not good and run.last_chance(pace.longest):

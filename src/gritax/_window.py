@@ -21,6 +21,7 @@ from ._hierarchy import Hierarchy, Multigrid
 from ._keeping import Keep
 from ._layout import local, replicated
 from ._norms import converged_until
+from ._profile import Recording
 from ._relaxation import Points, collected, states_at
 from ._sharing import shared
 from ._solution import Iteration
@@ -48,6 +49,7 @@ class Window:
     last_clock: PyTree[Array]
     exact_steps: int
     final_error: float
+    method: Multigrid
     mesh: Mesh | None = None
 
     @property
@@ -100,11 +102,12 @@ def solve_window(
     mesh: Mesh | None = None,
     began: float | None = None,
     keep: Keep | None = None,
+    profile: Recording | None = None,
 ) -> Window | Declined:
     """Attempts at the steps of `evolution` from this state, until one ends that is not to be started again.
 
     `lanes` stands for that of the method. Only what an iteration computes is on the devices of `mesh`. `keep` gets the
-    iterates; the newest of an earlier call is where this one begins.
+    iterates; the newest of an earlier call is where this one begins. `profile` gets the residuals of each along the run.
     """
     began = time.perf_counter() if began is None else began
     adaptation = Adaptation(evolution, floating, clock, num_steps, may_restart=tolerance != 0)
@@ -129,6 +132,7 @@ def solve_window(
             bounds,
             began,
             keep,
+            profile,
         )
         u0 = replicated(floating, mesh)
         compile_ahead(attempt.cycle, u0)
@@ -158,6 +162,7 @@ def solve_window(
             last_clock,
             cycle.exact_steps,
             attempt.monitor.final_error,
+            chosen,
             mesh,
         )
 

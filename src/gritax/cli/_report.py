@@ -1,7 +1,6 @@
 """What commands show and write, and the statuses they end with."""
 
 import json
-import math
 import os
 import platform
 import shlex
@@ -14,10 +13,12 @@ import jax
 from rich.console import Console
 
 from .._hierarchy import Multigrid
+from .._spectrum import Spectrum, spectrum
 from ..experiments import Comparison, compare
 from ..placement import is_first, mesh
 from ..problems import Problem
 from ..progress import Lines
+from ..reporting import figures, plain
 
 
 CONVERGED, BAD_ARGUMENTS, NOT_CONVERGED = 0, 2, 3
@@ -38,11 +39,15 @@ def compared(command: Any, console: Console, problem: Problem, method: Multigrid
         max_iterations=command.max_iterations,
         mesh=mesh(),
         resume=command.resume or False,
+        profile=command.json is not None,
     )
     _show(console, comparison)
+    predicted = spectrum(problem.step, problem.state, command.steps, method) if command.spectrum else None
+    if predicted is not None:
+        console.print(f"\n{predicted}")
     if command.json is not None:
         settings = {name: value for name, value in vars(command).items() if name not in ("json", "resume")}
-        write_json(command.json, {"settings": settings, **_figures(comparison)})
+        write_json(command.json, {"settings": settings, **_figures(comparison, predicted)})
     return CONVERGED if comparison.solution.converged else NOT_CONVERGED
 
 
@@ -59,28 +64,14 @@ def _show(console: Console, comparison: Comparison) -> None:
     console.print(f"\n{comparison.sentence}")
 
 
-def _figures(comparison: Comparison) -> dict[str, Any]:
-    solution = comparison.solution
-    return {
-        "converged": solution.converged,
-        "reason": solution.reason,
-        "iterations": solution.iterations,
-        "residuals": solution.residuals.tolist(),
-        "relaxed_residuals": [None if math.isnan(r) else r for r in solution.relaxed_residuals.tolist()],
-        "relative_residuals": solution.relative_residuals.tolist(),
-        "level_sizes": solution.level_sizes,
-        "depth": solution.depth,
-        "work": solution.work,
-        "potential_speedup": solution.potential_speedup,
-        "coarse_steps": solution.coarse_steps,
-        "restarts": solution.restarts,
-        **{name: value for name, value in vars(comparison).items() if name != "solution"},
-    }
+def _figures(comparison: Comparison, predicted: Spectrum | None) -> dict[str, Any]:
+    beside = {name: plain(value) for name, value in vars(comparison).items() if name != "solution"}
+    return {**figures(comparison.solution, predicted), **beside, "sentence": comparison.sentence}
 
 
-def require_writable(path: Path | None) -> None:
+def require_writable(path: Path | None, option: str = "--json") -> None:
     if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK) and not path.is_dir()):
-        raise ValueError(f"--json {path}: no file can be written there. Name a file in a folder that exists.")
+        raise ValueError(f"{option} {path}: no file can be written there. Name a file in a folder that exists.")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

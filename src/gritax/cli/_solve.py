@@ -52,8 +52,10 @@ class Solve:
     """Precision of weights and data."""
     resume: Path | None = None
     """Keep the iterates in this directory, and go on from the newest if it has some (pip install 'gritax[checkpoints]')."""
+    spectrum: bool = False
+    """Predict the convergence factor as well, from the curvature along serial training."""
     json: Path | None = None
-    """Write the results to this file as well, replacing it."""
+    """Write the results to this file as well, replacing it: gritax report makes a page of it."""
 
     def run(self, console: Console) -> int:
         problem = problems.xor(self.alpha, self.seed, coarse=self._coarse_step(), dtype=self.dtype)

@@ -57,8 +57,10 @@ class Train:
     """Precision of weights and data."""
     resume: Path | None = None
     """Keep the iterates in this directory, and go on from the newest if it has some (pip install 'gritax[checkpoints]')."""
+    spectrum: bool = False
+    """Predict the convergence factor as well, from the curvature along serial training."""
     json: Path | None = None
-    """Write the results to this file as well, replacing it."""
+    """Write the results to this file as well, replacing it: gritax report makes a page of it."""
 
     def run(self, console: Console) -> int:
         method = None

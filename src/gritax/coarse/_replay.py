@@ -20,6 +20,12 @@ def _suitable(length: int) -> int:
     return _IN_CACHE if jax.default_backend() == "cpu" else length
 
 
+def _unrolled(length: int) -> int:
+    """On a GPU, XLA makes as few kernels of several updates in a row as of one, and each of them takes as long. On a CPU they
+    only take longer to compile, their derivatives minutes."""
+    return 1 if jax.default_backend() == "cpu" else min(length, _UNROLLED)
+
+
 class Replay:
     """`length` steps from `state` at step `start`, for gradients at any parameters; those of `chunk` steps are held at a time.
 
@@ -75,8 +81,8 @@ class Replay:
             state = step.apply(state, gradient, value, self._statistics(params, k, new_stats, state.stats))
             return eqx.filter(state, eqx.is_array), None
 
-        # XLA makes as few kernels of several updates in a row as of one, and a GPU takes as long for each of them.
-        return jax.lax.scan(update, arrays, (steps, values, new_stats, gradients), unroll=min(len(steps), _UNROLLED))[0]
+        inputs = (steps, values, new_stats, gradients)
+        return jax.lax.scan(update, arrays, inputs, unroll=_unrolled(len(steps)))[0]
 
     def _add_gradients(self, params, carry, steps):
         """Adds the weighted gradients of these steps."""

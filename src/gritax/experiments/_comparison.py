@@ -78,7 +78,14 @@ def compare(
     first_seconds = time.perf_counter() - began
     serial = problem.step.params(solve_serial(problem.step, problem.state, num_steps))
     distance = _distance(solution.params, serial)
-    again = {**options, "checkpoint": None, "resume": False, "tolerance": 0, "max_iterations": solution.iterations}
+    again = {
+        **options,
+        "checkpoint": None,
+        "resume": False,
+        "profile": False,
+        "tolerance": 0,
+        "max_iterations": solution.iterations,
+    }
     # Processes of one run must agree on how often they run, and their clocks differ.
     at_most = 0.0 if is_of_several_processes(options.get("mesh")) else 2.0
     return Comparison(

@@ -79,6 +79,18 @@ def is_first() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+def launched() -> str:
+    """As which process of a run `join` would take this one, and who says so, in words; its error where it would raise one."""
+    try:
+        place = _place(None, None, None)
+    except ValueError as error:
+        return f"not to be told: {error}"
+    if place is None or place.processes == 1:
+        return "one alone"
+    by = "gritax launch or GRITAX_*" if place.local is None else "mpirun" if "OMPI_COMM_WORLD_SIZE" in os.environ else "srun"
+    return f"{place.process} of {place.processes}, by {by}, with the coordinator {place.coordinator}"
+
+
 def abandon(status: int) -> None:
     """Ends this process at once with `status` if it is one of several; in a single one it does nothing.
 
