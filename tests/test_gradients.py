@@ -12,6 +12,7 @@ import small_problems as small
 from jax.sharding import Mesh
 
 import gritax
+from gritax.differentiation import _linear
 
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
@@ -160,6 +161,27 @@ def test_seeds_are_mapped():
 
     found, wanted = (jax.vmap(partial(trained, run=run))(batch) for run in (_solve, _serial))
     _assert_near(found, wanted)
+
+
+def test_data_have_one_derivative_not_one_for_each_lane(monkeypatch):
+    found, by_arrays = [], _linear._by_arrays
+
+    def measured(*arguments):
+        found.append(by_arrays.lower(*arguments).compile().memory_analysis().temp_size_in_bytes)
+        return by_arrays(*arguments)
+
+    def loss(params, batch):
+        return jnp.mean((batch[0] @ params - batch[1]) ** 2)
+
+    def trained(x):
+        step = gritax.TrainStep(loss, optax.sgd(0.01), gritax.data.Epochs((x, x[:, 0]), 4, jax.random.key(1)))
+        return jnp.sum(gritax.solve(step, step.init(jnp.zeros(4)), 512).params)
+
+    x = jax.random.normal(jax.random.key(0), (20_000, 4))
+    monkeypatch.setattr(_linear, "_by_arrays", measured)
+    jax.grad(trained)(x)
+    lanes = 512 // 4 // 4
+    assert 0 < found[0] < lanes * x.nbytes / 4
 
 
 def test_what_cannot_be():

@@ -56,6 +56,8 @@ class Replay:
         """`carry = advance(carry, steps)` over all steps."""
         whole, rest = divmod(self.length, self.chunk)
 
+        # A derivative backwards keeps what each chunk begins with, not all that is computed in it.
+        @jax.checkpoint
         def chunk(j, carry):
             return advance(carry, self.start + j * self.chunk + jnp.arange(self.chunk, dtype=jnp.int32))
 

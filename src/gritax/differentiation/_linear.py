@@ -114,16 +114,15 @@ def _by_arrays(level: Level, step: AdjointStep, lanes: int, c: Points) -> list[A
     """The sum over all intervals of what they give for the arrays of phi, from the C-points of the adjoint."""
     along, arrays = step.along, step.along.arrays
 
-    def from_point(mu, index):
-        def interval(carry, j):
-            mu, found = carry
-            k = along.num_intervals - 1 - index * level.factor - j
-            _, pull = jax.vjp(along.across(jnp.maximum(k, 0), 1), along.point(jnp.maximum(k, 0)), arrays)
-            mu, more = pull(mu)
-            return (mu, [x + jnp.where(k >= 0, y, 0) for x, y in zip(found, more, strict=True)]), None
-
-        zeros = [jnp.zeros_like(x) for x in arrays]
-        return jax.lax.scan(interval, (mu, zeros), jnp.arange(level.factor, dtype=jnp.int32))[0][1]
+    def interval(carry, j, first):
+        """One interval of each lane, whose point is `first` - j; what they give is summed as it is found."""
+        mu, found = carry
+        k = first - j
+        at = jnp.maximum(k, 0)
+        across = lambda points, arrays: jax.vmap(lambda k, point: along.across(k, 1)(point, arrays))(at, points)
+        _, pull = jax.vjp(across, along.point(at), arrays)
+        mu, more = pull(jax.tree.map(lambda x: jnp.where(_along(k >= 0, x), x, 0), mu))
+        return (mu, jax.tree.map(jnp.add, found, more)), None
 
     count = level.num_intervals + (level.tail > 0)
     rounds = -(-count // lanes)
@@ -132,8 +131,13 @@ def _by_arrays(level: Level, step: AdjointStep, lanes: int, c: Points) -> list[A
     used = jax.tree.map(lambda x: x[np.minimum(index, count - 1)].reshape(rounds, lanes, *x.shape[1:]), c)
 
     def chunk(found, each):
-        more = jax.vmap(from_point)(*each)
-        return [x + jnp.sum(y, axis=0) for x, y in zip(found, more, strict=True)], None
+        mu, index = each
+        backwards = partial(interval, first=along.num_intervals - 1 - index * level.factor)
+        return jax.lax.scan(backwards, (mu, found), jnp.arange(level.factor, dtype=jnp.int32))[0][1], None
 
     begun = [jnp.zeros_like(x) for x in arrays]
     return jax.lax.scan(chunk, begun, (used, jnp.asarray(index.reshape(rounds, lanes))))[0]
+
+
+def _along(lanes: Array, x: Array) -> Array:
+    return lanes.reshape(-1, *[1] * (x.ndim - 1))
