@@ -19,9 +19,10 @@ from ._supervision import Member, caught_signals, end_all, supervise
 class Launch:
     """Start a command in several processes of this machine that are one run.
 
-    Write the command after --, as in: gritax launch --processes 2 -- gritax train digits. A script calls
-    gritax.placement.join() before it asks JAX for devices. What process 0 prints is shown. If a process fails, the others are
-    ended.
+    Write the command after --. A script calls gritax.placement.join() before it asks JAX for devices. What process 0 prints is
+    shown. If a process fails, the others are ended.
+
+    Example: gritax launch --processes 2 -- gritax train digits
 
     Exit status: that of the first process that fails, 128 and its number if a signal ended it; 0 if none does; 2 bad arguments.
     """

@@ -21,6 +21,8 @@ class Solve:
 
     xor: the 3-4-1 network of Schroder (2017), by gradient descent on all four examples.
 
+    Example: gritax solve xor --coarsening 4 --cycle V --json run.json
+
     Exit status: 0 converged, 2 bad arguments, 3 not converged.
     """
 

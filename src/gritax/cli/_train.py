@@ -24,6 +24,8 @@ class Train:
     digits: a 64-32-10 classifier of scikit-learn's 8 x 8 images, by Adam. diabetes: a 10-16-1 regression, by gradient descent
     with momentum. Coarse steps are frozen gradients.
 
+    Example: gritax train digits --steps 8192 --resume run
+
     Exit status: 0 converged, 2 bad arguments, 3 not converged.
     """
 
