@@ -13,13 +13,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
 
-def on_config(config):
-    """The page of the command, where there is one."""
-    if (ROOT / "docs" / "command.md").exists() and "command.md" not in str(config.nav):
-        next(part["Use"] for part in config.nav if "Use" in part).insert(0, {"The command": "command.md"})
-    return config
-
-
 def on_files(files, config):
     for name, path in PAGES.items():
         files.append(File.generated(config, name, abs_src_path=str(ROOT / path)))
