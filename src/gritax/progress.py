@@ -100,7 +100,7 @@ class Live(Lines):
 
     def begin(self, hierarchy: Hierarchy) -> None:
         super().begin(hierarchy)
-        self._now("initial guess")
+        self._now("compilation and initial guess")
 
     def iteration(self, iteration: Iteration) -> None:
         super().iteration(iteration)
