@@ -1,9 +1,10 @@
-"""Progress of a solve, for people: the level table, then a line an iteration."""
+"""Progress of a solve, for people: the level table, then a line an iteration, and below it what is being computed."""
 
 import math
 
 from rich import box
 from rich.console import Console
+from rich.progress import Progress as Bar, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ._hierarchy import Hierarchy
@@ -62,3 +63,53 @@ class Lines(Progress):
 
     def end(self, solution: Solution) -> None:
         self.console.print()
+
+
+class Live(Lines):
+    """As `Lines`, and while a solve runs in a terminal a moving line below them: what is being computed, and for how long.
+
+    Where output is piped it is `Lines`. Use it as a context, which leaves the terminal in order whatever happens:
+
+    >>> import gritax, gritax.progress
+    >>> with gritax.progress.Live() as progress:
+    ...     solution = gritax.solve(lambda u, start, stride: 0.9**stride * u, 1.0, 40, progress=progress)
+     level   steps   stride   factor   relaxation
+    ──────────────────────────────────────────────
+         0      40        1        4          FCF
+         1      10        4                serial
+    ...
+    """
+
+    def __init__(self, console: Console | None = None):
+        super().__init__(console)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        self._bar = Bar(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+
+    def __enter__(self) -> "Live":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._bar.stop()
+
+    def _now(self, what: str) -> None:
+        """Shows this, timed from now on, in place of what was shown."""
+        for task in self._bar.task_ids:
+            self._bar.remove_task(task)
+        self._bar.add_task(what, total=None)
+        self._bar.start()
+
+    def begin(self, hierarchy: Hierarchy) -> None:
+        super().begin(hierarchy)
+        self._now("compilation and initial guess")
+
+    def iteration(self, iteration: Iteration) -> None:
+        super().iteration(iteration)
+        self._now(f"iteration {iteration.number + 1}")
+
+    def window(self, first: int, num_steps: int, kind: str, reason: str) -> None:
+        super().window(first, num_steps, kind, reason)
+        self._now(f"steps {first:,} to {first + num_steps:,}")
+
+    def end(self, solution: Solution) -> None:
+        self._bar.stop()
+        super().end(solution)

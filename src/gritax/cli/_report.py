@@ -17,7 +17,7 @@ from .._spectrum import Spectrum, spectrum
 from ..experiments import Comparison, compare
 from ..placement import is_first, mesh
 from ..problems import Problem
-from ..progress import Lines
+from ..progress import Live
 from ..reporting import figures, plain
 
 
@@ -30,17 +30,18 @@ def one_or_many(values: tuple[int, ...]) -> int | tuple[int, ...]:
 
 def compared(command: Any, console: Console, problem: Problem, method: Multigrid | None) -> int:
     """Solves and trains serially on the devices there are, shows it, writes it if that was asked for; the exit status."""
-    comparison = compare(
-        problem,
-        command.steps,
-        method,
-        progress=Lines(console),
-        tolerance=command.tolerance,
-        max_iterations=command.max_iterations,
-        mesh=mesh(),
-        resume=command.resume or False,
-        profile=command.json is not None,
-    )
+    with Live(console) as progress:
+        comparison = compare(
+            problem,
+            command.steps,
+            method,
+            progress=progress,
+            tolerance=command.tolerance,
+            max_iterations=command.max_iterations,
+            mesh=mesh(),
+            resume=command.resume or False,
+            profile=command.json is not None,
+        )
     _show(console, comparison)
     predicted = spectrum(problem.step, problem.state, command.steps, method) if command.spectrum else None
     if predicted is not None:
