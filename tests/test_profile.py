@@ -72,6 +72,7 @@ def _transfers(monkeypatch, **options):
 
 
 def test_it_changes_nothing_and_waits_for_nothing(monkeypatch):
+    _solve(profile=True)  # compilation asks for arrays as well
     plain, transfers = _transfers(monkeypatch)
     recorded, more = _transfers(monkeypatch, profile=True)
     for name in ("state", "residuals", "depth", "work"):
