@@ -19,10 +19,14 @@ from _measuring import child, load, today
 
 KINDS = ("gritax", "scan", "checkpointed")
 CASES = {
-    "xor": ("xor", "sgd", 1.0, (1_600, 25_600)),
+    "xor-sgd": ("xor", "sgd", 1.0, (1_024, 25_600)),
+    "xor-momentum": ("xor", "momentum", 0.1, (1_024,)),
+    "xor-adam": ("xor", "adam", 1e-2, (1_024,)),
     "digits-sgd": ("digits", "sgd", 0.1, (1_024, 4_096)),
-    "digits-momentum": ("digits", "momentum", 0.02, (1_024, 4_096)),
+    "digits-momentum": ("digits", "momentum", 0.02, (1_024,)),
     "digits-adam": ("digits", "adam", 1e-3, (1_024, 4_096)),
+    "sine-sgd": ("sine", "sgd", 0.05, (1_024,)),
+    "sine-momentum": ("sine", "momentum", 0.005, (1_024,)),
     "sine-adam": ("sine", "adam", 3e-4, (1_024,)),
 }
 

@@ -129,7 +129,8 @@ def _optimizer(name):
     ("name", "coarse", "dtype"),
     [
         *((name, None, "float64") for name in ("sgd", "momentum", "adam")),
-        ("adam", None, "float32"),
+        pytest.param("adam", None, "float32", marks=pytest.mark.slow),
+        ("momentum", None, "float32"),
         ("sgd", gritax.Stabilized(), "float64"),
     ],
 )
@@ -197,15 +198,30 @@ def test_what_cannot_be():
 
 
 def test_a_step_that_cannot_be_differentiated_is_found_before_the_solve():
-    def phi(u, start, stride):
+    def constant(u, start, stride):
         return u / (1 + 0.01 * jax.lax.while_loop(lambda s: s < stride, lambda s: s + 1.0, 0.0))
 
     def called_back(u, start, stride):
         return jax.pure_callback(lambda u: np.asarray(u / (1 + 0.01 * stride)), jax.ShapeDtypeStruct((), u.dtype), u)
 
-    with pytest.raises(ValueError, match=r"phi\(state, start, 1\) cannot be differentiated"):
-        jax.grad(lambda u: gritax.solve(called_back, u, 64, progress=_Never()).state)(jnp.array(1.0))
-    assert jax.grad(lambda u: gritax.solve(phi, u, 64).state)(jnp.array(1.0)) > 0  # its loop does not depend on the state
+    def looped(u, start, stride):
+        if stride == 1:
+            return 0.99 * u
+        return jax.lax.while_loop(lambda each: each[0] < stride, lambda each: (each[0] + 1, 0.99 * each[1]), (0, u))[1]
+
+    def solved(phi, u):
+        return gritax.solve(phi, u, 64, progress=_Never()).state
+
+    u = jnp.array(1.0)
+    for phi, message in (
+        (called_back, r"phi, .*called_back, cannot be differentiated backwards: phi\(state, start, 1\) raises"),
+        (looped, r"phi, .*looped, cannot be differentiated backwards: phi\(state, start, 2\) raises .*while_loop"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jax.grad(partial(solved, phi))(u)
+    assert jax.grad(lambda u: gritax.solve(constant, u, 64).state)(u) > 0  # its loop does not depend on the state
+    derivative = jax.jvp(lambda u: gritax.solve(looped, u, 64).state, (u,), (u,))[1]
+    assert derivative == pytest.approx(0.99**64, rel=1e-8)
 
 
 class _Never(gritax.Progress):

@@ -89,7 +89,7 @@ def _assert_same(found, whole):
         (_plain, 8, 0, 2),
         (_from_the_way_up, 0, 8, 1),
         (_xor, 3, 8, 2),
-        (_random, 0, 0, 1),
+        pytest.param(_random, 0, 0, 1, marks=pytest.mark.slow),
         (_random, 2, 2, 2),
         (_started_again, 0, 0, 2),
     ],

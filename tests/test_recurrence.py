@@ -32,7 +32,7 @@ def _sequence(length, dtype, seed=0):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("length", [1, 2, 1000, 100_003])
+@pytest.mark.parametrize("length", [1, 2, 1000, pytest.param(100_003, marks=pytest.mark.slow)])
 def test_values_and_gradients_are_those_of_the_serial_recurrence(length, dtype):
     sequence = _sequence(length, dtype)
     weights = jnp.cos(jnp.arange(length, dtype=dtype))[:, None]
@@ -67,7 +67,7 @@ def test_layers_are_those_of_the_serial_recurrence(layer, dtype, monkeypatch):
 )
 def test_training_on_long_memory_in_parallel_along_both_axes(seed, optimizer):
     problem = gritax.problems.long_memory(64, optimizer, seed, size=4, dtype="float64")
-    solution = gritax.solve(problem.step, problem.state, 200)
+    solution = gritax.solve(problem.step, problem.state, 200, gritax.Multigrid((8,)))  # two levels to compile
     assert small.relative_error(problem.step, problem.state, 200, solution) <= 1e-6
     assert problem.loss(solution.params) < problem.loss(problem.state.params)
 

@@ -7,6 +7,7 @@ that they are of. Mapped, each runs for one member after the other. None can be 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -203,31 +204,36 @@ def _is_zero(tangent) -> bool:
 
 
 def _require_differentiable(call: _Call, which: tuple[int, ...], backwards: bool) -> None:
-    """Raises `ValueError` if one step cannot be differentiated by these of the traced leaves."""
+    """Raises `ValueError` if a step, or a coarse one, cannot be differentiated by these of the traced leaves."""
 
-    def after(*given):
+    def after(stride, *given):
         leaves = list(call.leaves)
         for i, x in zip(which, given, strict=True):
             leaves[call.at[i]] = x
         phi, state = jax.tree.unflatten(call.structure, leaves)
-        return jax.tree.leaves(eqx.filter(phi(state, jnp.int32(0), 1), eqx.is_inexact_array))
+        return jax.tree.leaves(eqx.filter(phi(state, jnp.int32(0), stride), eqx.is_inexact_array))
 
-    def derivative(*given):
+    def derivative(stride, *given):
         if not backwards:
-            return jax.jvp(after, given, given)
-        found, pull = jax.vjp(after, *given)
+            return jax.jvp(partial(after, stride), given, given)
+        found, pull = jax.vjp(partial(after, stride), *given)
         return pull(found)
 
-    given = call.like(which)
-    try:
-        jax.eval_shape(after, *given)
-    except Exception:  # what is wrong with phi itself is told by its first step
-        return
-    try:
-        jax.eval_shape(derivative, *given)
-    except Exception as error:
-        cause = str(error).strip().splitlines()[0]
-        raise ValueError(f"phi(state, start, 1) cannot be differentiated: {cause}") from error
+    given, phi = call.like(which), jax.tree.unflatten(call.structure, call.leaves)[0]
+    # Coarse steps that are to be replaced for a derivative are not asked for one.
+    for stride in (1, 2) if optional(phi, "reversible") is None else (1,):
+        try:
+            jax.eval_shape(partial(after, stride), *given)
+        except Exception:  # what is wrong with phi itself is told by its first step
+            return
+        try:
+            jax.eval_shape(partial(derivative, stride), *given)
+        except Exception as error:
+            named, way = getattr(phi, "__qualname__", type(phi).__name__), " backwards" if backwards else ""
+            cause = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"phi, {named}, cannot be differentiated{way}: phi(state, start, {stride}) raises {cause}"
+            ) from error
 
 
 def _evolve_jvp(values, tangents, call, exactly):
