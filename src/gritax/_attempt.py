@@ -118,6 +118,8 @@ class Attempt:
             ended = self._report(norms, cycle.exact_steps, time.perf_counter() - self.began)
             verdict = ended or self._examined(c) or self._given_up(spent, spent - last)
             if verdict is not None:
+                if self.profile is not None and not verdict.restart:
+                    self.profile.time(cycle, c)
                 # The residual is that of `c`: with their own values for arrivals, C-points stay.
                 return c, e, final, self._explained(verdict, u0, clock)
             if skip and len(self.reports) == 1:

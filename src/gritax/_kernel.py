@@ -3,6 +3,8 @@
 import inspect
 import itertools
 import math
+import time
+from collections import defaultdict
 from collections.abc import Callable, Hashable
 from contextlib import contextmanager
 from functools import cache, partial, update_wrapper
@@ -83,6 +85,7 @@ def _spec(level: Level, kind: _Kind) -> PartitionSpec:
 _IN_FLIGHT = 16
 _dispatched = itertools.count()
 _records: list[list[tuple["_PerLevel", Level, tuple[int, ...]]]] = []
+_stopwatches: list[defaultdict[int, float]] = []
 
 
 @contextmanager
@@ -93,6 +96,16 @@ def recorded():
         yield _records[-1]
     finally:
         _records.pop()
+
+
+@contextmanager
+def timed():
+    """Seconds by level of the kernels that are called within. Each is waited for."""
+    _stopwatches.append(defaultdict(float))
+    try:
+        yield _stopwatches[-1]
+    finally:
+        _stopwatches.pop()
 
 
 class per_level:
@@ -152,7 +165,11 @@ class _PerLevel:
             counts = tuple(int(x) for x in arrays if isinstance(x, np.integer))
             _records[-1].append((self, level, counts))
             return self._full(level, *arrays)  # traced within another program, where compiler options cannot be given
+        began = time.perf_counter()
         found = self._for(level, arrays)(level, *arrays)
+        if _stopwatches:
+            jax.block_until_ready(found)
+            _stopwatches[-1][level.index] += time.perf_counter() - began
         if level.layout.mesh is not None and next(_dispatched) % _IN_FLIGHT == 0:
             jax.block_until_ready(found)
         return found

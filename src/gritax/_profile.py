@@ -1,13 +1,16 @@
-"""Where along a run the residual is, iterate by iterate."""
+"""Where along a run the residual is, iterate by iterate, and on which levels an iteration spends its time."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Array
 
+from ._cycle import Cycle
 from ._hierarchy import Level
+from ._kernel import timed
 from ._layout import local
 from ._norms import group_size, residuals_along
+from ._relaxation import Points, arrived
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,21 @@ class Recording:
 
     def __init__(self):
         self._rows: dict[int, Array] = {}
+        self.level_seconds: tuple[float, ...] = ()
 
     def take(self, number: int, finest: Level, c, e) -> None:
         """The residuals of iterate `number`; the initial guess begins anew."""
         if number == 0:
             self._rows.clear()
         self._rows[number] = residuals_along(finest, c, e)
+
+    def time(self, cycle: Cycle, c: Points) -> None:
+        """One more iteration from these C-points, whose kernels are waited for. It counts for nothing else."""
+        finest, again = cycle.hierarchy[0], Cycle(cycle.evolution, cycle.hierarchy, cycle.method)
+        with timed() as seconds:
+            c, e, _ = again.relax_finest(c, arrived(finest, c), 1)
+            again.iterate(c, e)
+        self.level_seconds = tuple(seconds[level.index] for level in cycle.hierarchy.levels)
 
     def profile(self, finest: Level) -> ResidualProfile:
         found = {number: np.asarray(local(row, finest.layout.mesh)) for number, row in self._rows.items()}

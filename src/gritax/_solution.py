@@ -82,6 +82,7 @@ class Solution:
     - `method`: the `Multigrid` that was used.
     - `level_depths`: the evaluations in sequence that phi states for one step of each level.
     - `depth_by_level`: the part of `depth` that the steps of each level make. What is missing chose coarse steps.
+    - `level_seconds`: with `profile=True`, seconds of one more iteration in the programs of each level, one by one.
     - `profile`: with `profile=True`, a `ResidualProfile`: where along the run the residual of each iterate is; else None.
     - `restarts`: why the solve was started again with shorter coarse steps, if it was. `depth` and `work` count all of it.
 
@@ -92,7 +93,7 @@ class Solution:
     - `amplification`: by how much training amplifies a small change of the state, from the first window that was solved in
       parallel on; None where all steps were taken one after the other.
 
-    and `history`, `method`, `level_depths`, `depth_by_level` and `profile`, which belong to one window, are empty.
+    and `history`, `method`, `level_depths`, `depth_by_level`, `level_seconds` and `profile`, of one window each, are empty.
     """
 
     state: PyTree = field(repr=False)
@@ -113,6 +114,7 @@ class Solution:
     method: Multigrid | None = field(repr=False, default=None)
     level_depths: tuple[int, ...] = ()
     depth_by_level: tuple[int, ...] = ()
+    level_seconds: tuple[float, ...] = field(repr=False, default=())
     profile: ResidualProfile | None = field(repr=False, default=None)
     states: PyTree = field(repr=False, default=None)
     windows: tuple[WindowReport, ...] = field(repr=False, default=())

@@ -84,8 +84,8 @@ def solve(
     - `progress`: told of levels, iterations and the end.
     - `mesh`: the devices that share the intervals, along an axis `time`, of one process or of many that all make this call:
       `jax.make_mesh((jax.device_count(),), ("time",))`. Other axes are phi's. The weights are the same. See `docs/devices.md`.
-    - `profile`: record where along the run the residual of each iterate is, in `Solution.profile`. The host
-      waits for nothing more.
+    - `profile`: record where along the run the residual of each iterate is, in `Solution.profile`, for which nothing waits,
+      and time the levels in one more iteration at the end, in `Solution.level_seconds`.
 
     **Returns** a `Solution`.
 
@@ -176,6 +176,7 @@ def _solution(window: Window, num_steps: int, save_every: int | None, recording:
         method=window.method,
         level_depths=tuple(evaluations(evolution.phi, "depth", level.stride) for level in hierarchy.levels),
         depth_by_level=tuple(window.cost.by_level[level.index] for level in hierarchy.levels),
+        level_seconds=recording.level_seconds if recording else (),
         profile=recording and recording.profile(window.hierarchy[0]),
         work=window.cost.work,
         exact_steps=reports[-1].exact_steps,

@@ -15,6 +15,7 @@ def digits(
     optimizer: optax.GradientTransformation | None = None,
     seed: int = 1,
     *,
+    widths: tuple[int, ...] = (32,),
     activation: str = "gelu",
     batch_size: int = 32,
     coarse: Choice = None,
@@ -29,6 +30,7 @@ def digits(
 
     - `optimizer`: `None` for `optax.adam(1e-3)`.
     - `seed`: of the initial weights and of the order of the examples.
+    - `widths`: of the hidden layers; without any, `()`, this is logistic regression.
     - `activation`: `"gelu"`, `"tanh"`, `"silu"`, `"softplus"`, or `"relu"`, whose gradient jumps.
     - `batch_size`: examples a step.
     - `coarse`: the coarse propagator; `None` for TrainStep's own.
@@ -47,7 +49,7 @@ def digits(
     x, test_x = jnp.asarray(x, dtype), jnp.asarray(test_x, dtype)
     y, test_y = jnp.asarray(y, jnp.int32), jnp.asarray(test_y, jnp.int32)
     weights_key, data_key = jax.random.split(jax.random.key(seed))
-    params = perceptron((64, 32, 10), weights_key, dtype)
+    params = perceptron((64, *widths, 10), weights_key, dtype)
 
     def cross_entropy(logits, batch):
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]))

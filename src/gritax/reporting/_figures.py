@@ -43,6 +43,7 @@ def figures(solution: Solution, spectrum: Spectrum | None = None) -> dict[str, A
             ],
             "level_depths": solution.level_depths,
             "depth_by_level": solution.depth_by_level,
+            "level_seconds": solution.level_seconds,
             "method": None if method is None else str(method),
             "cycle": None if method is None else method.cycle,
             "depth": solution.depth,

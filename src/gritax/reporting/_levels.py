@@ -23,7 +23,7 @@ def way(levels: int, cycle: str) -> list[int]:
 
 
 def cycle_diagram(run: dict[str, Any], width: int) -> Drawing:
-    """The way of one iteration through the levels, each in the shade of its share of all evaluations in sequence."""
+    """The way of one iteration through the levels, each in the shade of its share of time or depth."""
     levels, shares = run["levels"], _shares(run)
     row, top = 24, 26
     drawing = Drawing(width, top + row * len(levels) + 4, f"One {run['cycle']}-cycle through {len(levels)} levels")
@@ -36,7 +36,8 @@ def cycle_diagram(run: dict[str, Any], width: int) -> Drawing:
     for level, point in zip(visited, points, strict=True):
         drawing.dot(*point, f"node s{round((SHADES - 1) * shares[level] / most)}", min(max(gap * 0.45, 2.2), 6))
     steps, bars = columns + 78, columns + 88
-    for x, words, anchor in ((columns, "level", "start"), (steps, "steps", "end"), (bars, "in sequence", "start")):
+    share_of = "of the time" if run.get("level_seconds") else "in sequence"
+    for x, words, anchor in ((columns, "level", "start"), (steps, "steps", "end"), (bars, share_of, "start")):
         drawing.text(x, 14, words, anchor, "tick")
     for level, (each, share) in enumerate(zip(levels, shares, strict=True)):
         y = top + row * level
@@ -49,7 +50,9 @@ def cycle_diagram(run: dict[str, Any], width: int) -> Drawing:
 
 
 def _shares(run: dict[str, Any]) -> list[float]:
-    """Of all evaluations in sequence, those of each level."""
+    """Of the time of an iteration, that of each level; if it is unknown, of all evaluations in sequence."""
+    if seconds := run.get("level_seconds"):
+        return [each / sum(seconds) for each in seconds]
     return [each / run["depth"] for each in run["depth_by_level"]]
 
 

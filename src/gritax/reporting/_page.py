@@ -75,8 +75,12 @@ def _pictures(run: dict[str, Any]) -> list[str]:
         found.append(
             _section(
                 f"One {run['cycle']}-cycle",
-                "The way of an iteration through the levels. The stronger the shade, the more of the evaluations in sequence "
-                "are made there.",
+                "The way of an iteration through the levels. The stronger the shade, the more of "
+                + (
+                    "the time is spent there, as one more iteration took it, program by program."
+                    if run.get("level_seconds")
+                    else "the evaluations in sequence are made there."
+                ),
                 _picture(levels.cycle_diagram, run),
             )
         )
@@ -132,12 +136,14 @@ def _rows(run: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _levels(run: dict[str, Any]) -> str:
-    rows: list[tuple] = [("level", "steps", "stride", "factor", "relaxation", "depth a step", "depth")]
+    rows: list[tuple] = [("level", "steps", "stride", "factor", "relaxation", "depth a step", "depth", "ms")]
     for index, level in enumerate(run["levels"]):
         coarsest = index == len(run["levels"]) - 1
         relaxation = "serial" if coarsest else "FC" * level["sweeps"] + "F"
         factor = "" if coarsest else level["factor"]
         costs = [each[index] if each else "" for each in (run["level_depths"], run["depth_by_level"])]
+        seconds = run.get("level_seconds")
+        costs.append(f"{1e3 * seconds[index]:.3g}" if seconds else "")
         rows.append((index, level["size"], level["stride"], factor, relaxation, *costs))
     written = lambda cell: cell if isinstance(cell, str) else f"{cell:,}"
     return "".join(
