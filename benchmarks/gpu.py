@@ -19,8 +19,6 @@ from pathlib import Path
 from _measuring import load, seconds, spread, summary
 
 
-UNROLLED = (1, 8)
-FEW = 4096
 # Matrices as small as these are multiplied faster by one thread.
 FLAGS = "--xla_cpu_multi_thread_eigen=false"
 WHERE = ("parallel", "gpu", "cpu")
@@ -45,34 +43,11 @@ def problems():
     }
 
 
-def scan(problem, steps, unroll):
-    """The serial twin as a function without arguments, compiled."""
-    import jax
-    import numpy as np
-
-    step = problem.step.prepared(steps)
-    run = jax.jit(lambda state, at: jax.lax.scan(lambda state, i: (step(state, i, 1), None), state, at, unroll=unroll)[0])
-    at = np.arange(steps, dtype=np.int32)
-    run = run.lower(problem.state, at).compile()
-    return lambda: jax.block_until_ready(run(problem.state, at))
-
-
-def fastest(problem, steps):
-    """(the serial twin, how often it is unrolled): as is faster on a few steps."""
-
-    def taken(unroll):
-        run = scan(problem, min(steps, FEW), unroll)
-        run()
-        return min(seconds(run) for _ in range(3))
-
-    unroll = min(UNROLLED, key=taken)
-    return scan(problem, steps, unroll), unroll
-
-
 def measure(name, rounds):
     """In a process of its own: the row of a problem."""
     import jax
     import optax
+    from _scan import fastest
 
     import gritax
 
@@ -84,10 +59,10 @@ def measure(name, rounds):
         raise SystemExit("JAX sees no GPU here.")
     make, steps, method = problems()[name]
     problem = make()
-    on_gpu, unrolled = fastest(problem, steps)
+    on_gpu, unrolled = fastest(problem.step, problem.state, steps)
     with jax.default_device(cpu):
         beside = make()
-        on_cpu, unrolled_beside = fastest(beside, steps)
+        on_cpu, unrolled_beside = fastest(beside.step, beside.state, steps)
 
     def parallel():
         return gritax.solve(problem.step, problem.state, steps, method, tolerance=None, throw=False, max_iterations=14)

@@ -15,7 +15,7 @@ from pathlib import Path
 from _measuring import child, load, ratios, spread, summary, today
 
 
-OVERHEAD = {"xor": 15_000_000, "digits": 200_000, "adder": 900_000}
+OVERHEAD = {"xor": 40_000_000, "digits": 500_000, "adder": 3_000_000}
 MEMORY = {"xor": ((250_000, 2**16), (1_000_000, 2**16)), "digits": ((12_288, 4096), (100_000, 4096))}
 PAIRS = 5
 

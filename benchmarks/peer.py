@@ -51,7 +51,7 @@ def _compare(num_steps: int, peer_python: str, repeats: int) -> dict:
         ours.append(child("peer.py", num_steps))
         for guess in GUESSES:
             for processes, launcher in _launchers().items():
-                arguments = (num_steps, COARSENING, ours[-1]["levels"], TOLERANCE, guess)
+                arguments = ("decay", num_steps, COARSENING, ours[-1]["levels"], TOLERANCE, guess)
                 run = child("peer_pymgrit.py", *arguments, python=peer_python, launcher=launcher)
                 theirs.setdefault((processes, guess), []).append(run)
     serial = ours[0]["serial"]

@@ -1,0 +1,121 @@
+"""What trains beside gritax: the cases, and for each the programs of all rivals."""
+
+import importlib.util
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from _measuring import seconds
+from _scan import fastest, scan
+
+import gritax
+from gritax import FrozenGradient, Multigrid, RescaledRate, Stabilized, Tangent
+from gritax.problems import adder, digits, poisson, sine, xor
+
+
+MANY = 8
+AT_ONCE = f"{MANY} at once"
+PEER, PEER_STEPS = "XOR, as PyMGRIT", 1_024
+PEER_TOLERANCE = 1e-9 * PEER_STEPS**0.5
+
+
+@dataclass(frozen=True)
+class Case:
+    """`make(optimizer, coarse=, **options)`, so many steps; `batch_size` where it can be raised."""
+
+    make: Callable[..., Any]
+    optimizer: str
+    rate: float
+    steps: int
+    coarse: Any
+    method: Any = None
+    tolerance: float | None = None
+    batch_size: int | None = None
+
+    def problem(self, rate=None, **options):
+        make = {"sgd": optax.sgd, "momentum": partial(optax.sgd, momentum=0.9), "adam": optax.adam}[self.optimizer]
+        return self.make(optimizer=make(rate or self.rate), coarse=self.coarse, **options)
+
+    def larger(self):
+        rate = self.rate * (MANY**0.5 if self.optimizer == "adam" else MANY)
+        return self.problem(rate, batch_size=MANY * self.batch_size), self.steps // MANY
+
+
+_gradient_descent = lambda optimizer, **options: xor(1.0, **options)
+_task, _softmax = partial(sine, widths=(40, 40), num_points=10), partial(digits, widths=())
+CASES = {
+    "XOR": Case(_gradient_descent, "sgd", 1.0, 1_024, Tangent()),
+    "XOR, 25,600": Case(_gradient_descent, "sgd", 1.0, 25_600, Tangent()),
+    "XOR, 10^6": Case(_gradient_descent, "sgd", 1.0, 1_000_000, Tangent()),
+    PEER: Case(_gradient_descent, "sgd", 1.0, PEER_STEPS, RescaledRate(max_factor=8.0), Multigrid(4), PEER_TOLERANCE),
+    "adder": Case(partial(adder, reduction="mean"), "sgd", 0.025, 12_800, FrozenGradient(math.inf), Multigrid(4)),
+    "digits, SGD": Case(digits, "sgd", 0.1, 8_192, Stabilized(), batch_size=32),
+    "digits, Adam": Case(digits, "adam", 1e-3, 8_192, FrozenGradient(64), batch_size=32),
+    "logistic regression": Case(_softmax, "sgd", 0.01, 16_384, "auto", batch_size=32),
+    "Poisson": Case(poisson, "adam", 1e-4, 2_048, "auto"),
+    "sine fit": Case(sine, "adam", 3e-4, 1_024, "auto"),
+    "inner loop of MAML": Case(_task, "sgd", 0.01, 1_024, "auto"),
+}
+
+
+def programs(name):
+    """By rival: a function without arguments that trains and returns the parameters, compiled when it is first called."""
+    case = CASES[name]
+    problem = case.problem()
+
+    def parallel():
+        options = {"tolerance": case.tolerance, "throw": False, "max_iterations": 30}
+        solution = gritax.solve(problem.step, problem.state, case.steps, case.method, **options)
+        solutions.append(solution)
+        return solution.params
+
+    def serial():
+        run, _ = fastest(problem.step, problem.state, case.steps)
+        return lambda: run().params
+
+    def many():
+        starts = [case.problem(seed=seed).state for seed in range(1, MANY + 1)]
+        states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+        run = scan(jax.vmap(problem.step.prepared(case.steps), (0, None, None)), states, case.steps, 1)
+        return lambda: jax.tree.map(lambda x: x[0], run().params)
+
+    def larger():
+        other, steps = case.larger()
+        run, _ = fastest(other.step, other.state, steps)
+        return lambda: run().params
+
+    def compiled():
+        import torch
+        from rivals_torch import program
+
+        batch = problem.step.batch
+        if isinstance(batch, gritax.data.Epochs):
+            examples = batch.arrays
+            rows = jax.vmap(batch.tabulated(case.steps).indices)(jnp.arange(case.steps))
+        elif name == "adder":
+            rows = jnp.arange(case.steps)[:, None] % 500
+            examples = jax.vmap(lambda i: jax.tree.map(lambda x: x[0], batch(i)))(jnp.arange(500))
+        else:
+            examples, rows = batch(0), case.steps
+        run = program(problem, examples, rows, case.optimizer, case.rate)
+        run()
+        times = {}
+        for threads in (1, torch.get_num_threads()):
+            torch.set_num_threads(threads)
+            times[threads] = seconds(run)
+        torch.set_num_threads(min(times, key=times.__getitem__))
+        structure = jax.tree.structure(problem.state.params)
+        return lambda: jax.tree.unflatten(structure, run())
+
+    solutions: list[Any] = []
+    rivals = {"gritax": lambda: parallel, "scan": serial, AT_ONCE: many}
+    if importlib.util.find_spec("torch"):
+        rivals["torch.compile"] = compiled
+    if case.batch_size:
+        rivals["larger batch"] = larger
+    return case, problem, rivals, solutions
