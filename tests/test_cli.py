@@ -81,6 +81,8 @@ def test_not_converging_has_a_status_of_its_own_and_can_go_on(tmp_path):
         (("train", "digits", "--rate", "-1"), "--rate must be positive"),
         (("train", "digits", "--refresh", "0"), "refresh must be"),
         (("train", "digits", "--steps", "0"), "--steps must be"),
+        (("plan", "digits", "--window", "0"), "--window must be"),
+        (("plan", "digits", "--json", "no/such/folder/plan.json"), "no/such/folder"),
         (("report", "no/such/run.json"), "no/such/run.json: No such file or directory. Name a file that"),
         (("report", __file__), "not JSON"),
         (("report", __file__, "--output", "no/such/folder/page.html"), "--output no/such/folder/page.html"),
@@ -117,6 +119,17 @@ def test_train(tmp_path):
     assert figures["coarse_steps"] == "FrozenGradient(refresh=8)"
 
 
+def test_plan(tmp_path):
+    file = tmp_path / "plan.json"
+    done = _gritax("plan", "diabetes", "--steps", "2048", "--window", "1024", "--coarse", "FrozenGradient", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    written = json.loads(file.read_text())
+    assert written["sentence"] in done.stdout and "serial" in done.stdout and "FrozenGradient" in written["coarse_steps"]
+    assert (written["window"], written["levels"][0], written["pilot"]["num_steps"]) == (1024, 1024, 512)
+    assert 0 < written["serial_seconds"] < written["seconds"] and set(written["seconds_on"]) == {"64", "1024"}
+    assert written["pays"] is False and written["settings"]["steps"] == 2048
+
+
 @pytest.mark.parametrize("name", ["adder", "digits", "diabetes"])
 def test_train_uses_the_optimizer_of_the_problem(name):
     def first_update(step, params):
@@ -125,7 +138,7 @@ def test_train_uses_the_optimizer_of_the_problem(name):
             return step.optimizer.update(ones, step.optimizer.init(params), params)[0]
 
     usual = getattr(gritax.problems, name)()
-    of_command = Train(name)._problem(gritax.FrozenGradient()).step
+    of_command = Train(name).with_coarse(gritax.FrozenGradient()).step
     wanted, found = (first_update(step, usual.state.params) for step in (usual.step, of_command))
     for x, y in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
         np.testing.assert_array_equal(x, y)

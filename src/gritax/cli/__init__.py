@@ -13,6 +13,7 @@ from ..placement._processes import abandon
 from ._doctor import Doctor
 from ._launch import Launch
 from ._page import Report
+from ._plan import Plan
 from ._report import BAD_ARGUMENTS
 from ._solve import Solve
 from ._tables import Tables
@@ -20,7 +21,15 @@ from ._train import Train
 
 
 _INTERRUPTED = 130  # as shells say it
-_COMMANDS = {"solve": Solve, "train": Train, "tables": Tables, "report": Report, "doctor": Doctor, "launch": Launch}
+_COMMANDS = {
+    "solve": Solve,
+    "train": Train,
+    "plan": Plan,
+    "tables": Tables,
+    "report": Report,
+    "doctor": Doctor,
+    "launch": Launch,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -32,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
         command = tyro.extras.subcommand_cli_from_dict(
             _COMMANDS, prog="gritax", description="Training in parallel over its own steps.", args=arguments
         )
-        if isinstance(command, Solve | Train | Tables):
+        if isinstance(command, Solve | Train | Plan | Tables):
             jax.config.update("jax_enable_x64", True)
             placement.join()
         status = command.run(Console(quiet=not placement.is_first(), highlight=False, markup=False, soft_wrap=True))
