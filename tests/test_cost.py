@@ -136,3 +136,16 @@ def test_looking_for_a_jump_counts():
     assert not jumps(smooth, c)
     assert (smooth.cost.depth, smooth.cost.work) == (28, 8 * 28)
     assert jumps(jumping, c)
+
+
+def test_an_update_that_is_the_same_at_both_ends_is_no_jump():
+    """Neighbours to the left and the right of the middle of a smooth update, as where training oscillates."""
+    c = 0.95 + 1e-9 + 0.05 * jnp.array([1.0, -1.0] * 16 + [1.0])
+    method = gritax.Multigrid(8)
+    found = {}
+    for name, phi in {
+        "smooth": lambda u, start, stride: u - 0.1 * jnp.square(u - 0.95),
+        "jumping": lambda u, start, stride: u - 0.1 * jnp.square(u - 0.95) - 5e-4 * jnp.sign(u - 0.97),
+    }.items():
+        found[name] = jumps(Cycle(Evolution(phi, jnp.ones(())), method.hierarchy(256), method), c)
+    assert found == {"smooth": False, "jumping": True}

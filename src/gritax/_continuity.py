@@ -52,21 +52,23 @@ def _remaining(evolution: Evolution, low: Points, high: Points, starts: Array) -
         def change(a, b):
             return norm(jax.tree.map(jnp.subtract, a, b))
 
-        def bisect(_, ends):
-            (s, at_s), (t, at_t) = ends
+        def bisect(_, carry):
+            (s, at_s), (t, at_t), largest = carry
             middle = (s + t) / 2
             at_middle = update(middle)
-            first = change(at_middle, at_s) > change(at_t, at_middle)
-            pick = lambda a, b: jax.tree.map(lambda x, y: jnp.where(first, x, y), a, b)
-            return pick((s, at_s), (middle, at_middle)), pick((middle, at_middle), (t, at_t))
+            below, above = change(at_middle, at_s), change(at_t, at_middle)
+            pick = lambda a, b: jax.tree.map(lambda x, y: jnp.where(below > above, x, y), a, b)
+            largest = jnp.maximum(largest, jnp.maximum(below, above))
+            return pick((s, at_s), (middle, at_middle)), pick((middle, at_middle), (t, at_t)), largest
 
         zero, one = jnp.zeros(()), jnp.ones(())
-        ends = ((zero, update(zero)), (one, update(one)))
-        whole = change(ends[0][1], ends[1][1])
-        (_, low_end), (_, high_end) = jax.lax.fori_loop(0, _tolerated(low)[1], bisect, ends)
+        at_zero, at_one = update(zero), update(one)
+        # The update may be nearly the same at both ends and differ between them, as where training oscillates.
+        ends = (zero, at_zero), (one, at_one), change(at_zero, at_one)
+        (_, low_end), (_, high_end), largest = jax.lax.fori_loop(0, _tolerated(low)[1], bisect, ends)
         jump = change(low_end, high_end)
         # An update is a difference of states, whose rounding makes it jump as well.
         rounding = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(low)) * norm(evolution.params(high, clock))
-        return jnp.where(jump > _ROUNDINGS * rounding, jump / jnp.where(whole > 0, whole, 1), 0)
+        return jnp.where(jump > _ROUNDINGS * rounding, jump / jnp.where(largest > 0, largest, 1), 0)
 
     return jax.vmap(along)(low, high, starts)
