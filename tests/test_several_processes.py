@@ -75,3 +75,16 @@ def test_processes_must_see_the_same_checkpoints(launch, tmp_path):
     _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 1
     assert "the processes found checkpoints of other steps (500, 0)" in errors
+
+
+def test_a_mesh_has_all_processes_or_this_one(launch):
+    script = """
+make = lambda devices: jax.make_mesh((len(devices),), ("time",), devices=devices)
+alone, wrong = make(jax.local_devices()), make(jax.devices()[:2])
+print(train(300, mesh=alone).depth > 0, flush=True)
+gritax.solve(step, problem.state, 100, mesh=wrong)
+"""
+    launcher = launch(_TRAIN + script, "--processes", "3")
+    output, errors = launcher.communicate(timeout=300)
+    assert launcher.returncode == 1 and "True" in output
+    assert "mesh has devices of process 0, 1 only, and there are 3 processes: take all" in errors

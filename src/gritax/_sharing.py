@@ -31,6 +31,12 @@ def as_mesh(mesh: Mesh | None) -> Mesh | None:
             f"mesh has the axes {tuple(mesh.axis_names)}, and none of them is {AXIS!r}, along which devices share intervals: "
             f'make it by jax.make_mesh((jax.device_count(),), ("{AXIS}",)).'
         )
+    members = {device.process_index for device in mesh.devices.flat}
+    if members != {jax.process_index()} and len(members) < jax.process_count():
+        raise ValueError(
+            f"mesh has devices of process {', '.join(map(str, sorted(members)))} only, and there are {jax.process_count()} "
+            "processes: take all, as gritax.placement.mesh() does, or this process's own, jax.local_devices()."
+        )
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
     context = jax.sharding.get_abstract_mesh()
     if not context.empty and context != mesh.abstract_mesh:
