@@ -145,7 +145,8 @@ def test_training(make, dtype, count):
     exact = (make, dtype) in ((_xor, "float64"), (_adder, "float64"))
     assert off <= (0 if exact else 10 * _rounding(problem.step, problem.state, steps))
     if off == 0:
-        np.testing.assert_array_equal(together.residuals, alone.residuals)
+        # Products of the adder's matrices round otherwise in a batch of another size on jaxlib 0.12, in iterates on the way.
+        np.testing.assert_array_max_ulp(np.array(together.residuals), np.array(alone.residuals), 0 if make is _xor else 4)
 
 
 def test_train_in_windows_and_go_on_with_other_devices(tmp_path):

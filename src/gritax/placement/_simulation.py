@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from jaxtyping import PyTree
 
 from .._arguments import require_whole
@@ -100,7 +100,8 @@ class Simulation:
     def hierarchy(self, devices: int) -> Hierarchy:
         """The levels with their layout on so many devices."""
         require_whole("devices", devices, 1)
-        return shared(self._method.hierarchy(self._num_steps), AbstractMesh((devices,), (AXIS,)), self._evolution.phi)
+        mesh = AbstractMesh((devices,), (AXIS,), axis_types=(AxisType.Auto,))
+        return shared(self._method.hierarchy(self._num_steps), mesh, self._evolution.phi)
 
     def seconds(self, devices: int) -> float:
         """Of an iteration, compiled before."""
