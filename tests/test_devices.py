@@ -145,7 +145,7 @@ def test_training(make, dtype, count):
     exact = (make, dtype) in ((_xor, "float64"), (_adder, "float64"))
     assert off <= (0 if exact else 10 * _rounding(problem.step, problem.state, steps))
     if off == 0:
-        # Products of the adder's matrices round otherwise in a batch of another size on jaxlib 0.12, in iterates on the way.
+        # A norm at one point is a sum too, which jaxlib 0.12 rounds otherwise in a batch of another size (docs/devices.md).
         np.testing.assert_array_max_ulp(np.array(together.residuals), np.array(alone.residuals), 0 if make is _xor else 4)
 
 
