@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import gritax
+from gritax.differentiation import _linear
 
 
 _SIZE, _EXAMPLES, _BATCH = 7, 60, 2
@@ -94,9 +95,31 @@ def test_gradients_by_the_matrix():
     np.testing.assert_allclose(found, jax.grad(final)(matrix, loop), rtol=1e-8)
 
 
+@pytest.mark.parametrize("num_steps", [256, 1000, 1003])
+def test_gradients_where_steps_differ(num_steps):
+    """An adjoint counts its coarse steps from the last C-point: exact ones leave it nothing to iterate."""
+    turns = jnp.sign(jax.random.normal(jax.random.key(0), (num_steps, 3)))
+
+    def final(turns, run):
+        matrix = jax.tree_util.Partial(lambda turns, i: 0.9999 * turns[i], turns)
+        return jnp.sum(run(gritax.AffineStep(matrix, jnp.ones(3)), jnp.ones(3), num_steps))
+
+    def loop(step, state, steps):
+        return jax.lax.fori_loop(0, steps, lambda i, w: step(w, i, 1), state)
+
+    iterations, solved = [], _linear._solved
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_linear, "_solved", lambda *given: iterations.append(found := solved(*given)) or found)
+        found = jax.grad(final)(turns, lambda *arguments: gritax.solve(*arguments).state)
+    np.testing.assert_allclose(found, jax.grad(final)(turns, loop), rtol=1e-8, atol=1e-8)
+    assert iterations[0][0].reports[-1].number == 0
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: gritax.AffineStep(lambda i: np.ones((8, 2))[i % 8], jnp.ones(2)), "index jnp arrays with it, not NumPy ones"),
+        (lambda: gritax.AffineStep(jnp.ones(2), lambda i: 0.0), r"offset must be \[2\] to fit the matrix, not \[\]"),
         (lambda: gritax.AffineStep(jnp.ones((2, 3)), jnp.ones(2)), r"matrix must be square, not \[2, 3\]"),
         (lambda: gritax.AffineStep(jnp.ones((2, 2)), jnp.ones(3)), r"offset must be \[2\] to fit the matrix, not \[3\]"),
         (lambda: gritax.AffineStep(jnp.ones((2, 2, 2)), jnp.ones(2)), r"matrix must be \[d, d\], a diagonal"),

@@ -1,5 +1,6 @@
 """Derivatives of a solve are those of serial training: by autodiff through its loop, forwards, backwards and mapped."""
 
+import gc
 from functools import partial
 
 import equinox as eqx
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 
 import gritax
 from gritax.differentiation import _linear
+from gritax.differentiation._traced import _Call
 
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
@@ -235,3 +237,83 @@ def test_of_a_solve_that_did_not_converge():
         jax.grad(loss)(_RATE, _FORCING, _U)
     found = jax.grad(partial(loss, throw=False))(_RATE, _FORCING, _U)
     _assert_near(found, jax.grad(partial(_loss, _serial))(_RATE, _FORCING, _U), 0.1)
+
+
+class _Two(eqx.Module):
+    a: jax.Array
+    b: jax.Array
+
+    def __call__(self, u, start, stride):
+        return (u + stride * 0.01 * self.b) / (1 + 0.01 * stride * self.a)
+
+
+class _Again(_Two):
+    def prepared(self, num_steps):
+        return _Two(self.a, self.a)
+
+
+def test_an_array_that_phi_has_twice():
+    x, u = jnp.array(0.7), jnp.array(2.0)
+    both, first, second = (lambda y: _Two(y, y)), (lambda y: _Two(y, x)), (lambda y: _Two(x, y))
+    for made, same in ((both, both), (first, first), (second, second), (lambda y: _Again(y, x), both)):
+        found, wanted = lambda y, made=made: _solve(made(y), u, 64), lambda y, same=same: _serial(same(y), u, 64)
+        _assert_near(jax.grad(found)(x), jax.grad(wanted)(x))
+        _assert_near(jax.jvp(found, (x,), (x,))[1], jax.jvp(wanted, (x,), (x,))[1])
+
+
+def test_numbers_of_python():
+    def phi(state, start, stride):
+        rate, u = state
+        return rate, u / (1 + 0.1 * stride * rate)
+
+    def final(rate, u, run):
+        return run(phi, (jnp.asarray(rate), u) if run is _serial else (rate, u), 64)[1]
+
+    u = jnp.array(2.0)
+    for argnums in (0, (0, 1)):
+        found, wanted = (jax.grad(final, argnums)(0.5, u, run) for run in (_solve, _serial))
+        _assert_near(found, wanted)
+    found, wanted = (jax.grad(lambda b, run: run(_Two(jnp.array(0.7), b), u, 64))(0.5, run) for run in (_solve, _serial))
+    _assert_near(found, wanted)
+
+
+def test_solves_are_forgotten_with_their_derivatives():
+    u = jnp.ones(1000)
+    for _ in range(3):
+        jax.grad(lambda u: jnp.sum(_solve(_Two(jnp.array(0.7), jnp.array(0.1)), u, 64)))(u)
+    gc.collect()
+    assert sum(isinstance(each, _Call) for each in gc.get_objects()) == 0
+
+
+def test_closures_over_what_is_traced():
+    def final(rate, params):
+        step = gritax.TrainStep(small.loss, optax.sgd(rate), small.batches())
+        return jnp.sum(gritax.solve(step, step.init(params), 48).params["w"])
+
+    for argnums in (0, (0, 1)):
+        with pytest.raises(ValueError, match="phi closes over values that are being traced"):
+            jax.grad(final, argnums)(0.05, small.params())
+
+
+def test_forwards_where_there_is_no_way_back():
+    def looped(u, start, stride):
+        return u + stride * 0.01 * jax.lax.while_loop(lambda x: x > 1, lambda x: x / 2, u)
+
+    final = lambda u: gritax.solve(looped, u, 64).state
+    u = jnp.array(1.5)
+    _assert_near(jax.jacfwd(final)(u), jax.jvp(final, (u,), (jnp.ones(()),))[1], 1e-12)
+
+
+def test_maps_that_cannot_be(tmp_path):
+    final = lambda u, **options: gritax.solve(_Two(jnp.array(0.7), jnp.array(0.1)), u, 64, **options).state
+    with pytest.raises(ValueError, match="over no members"):
+        jax.vmap(final)(jnp.zeros(0))
+    with pytest.raises(ValueError, match="checkpoint and resume are not for a solve under vmap"):
+        jax.vmap(partial(final, checkpoint=tmp_path))(jnp.ones(2))
+
+
+def test_a_second_moment_of_zero_is_named():
+    x = jnp.linspace(-1.0, 1.0, 8)
+    step = gritax.TrainStep(lambda w, batch: jnp.mean((w[0] * x - batch) ** 2), optax.adam(1e-2), lambda i: 2 * x)
+    with pytest.raises(gritax.ConvergenceError, match=r"the adjoint is not finite: .* second moment is zero.* eps_root"):
+        jax.grad(lambda w: jnp.sum(gritax.solve(step, step.init(w), 16).params ** 2))(jnp.zeros(2))

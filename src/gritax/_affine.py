@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ._hierarchy import Multigrid
+from ._state import CONTROL_FLOW_ERRORS
 
 
 _FACTOR = 4  # two compositions of neighbours
@@ -101,17 +102,25 @@ class AffineStep(eqx.Module):
 
     matrix: Matrix | Callable[[Any], Matrix]
     offset: Array | Callable[[Any], Array]
-    compositions: dict[int, _Map]
+    compositions: dict[int, "_Compositions"]
 
     def __init__(self, matrix: Matrix | Callable[[Any], Matrix], offset: Array | Callable[[Any], Array]):
         self.matrix = matrix if isinstance(matrix, LowRank) or callable(matrix) else jnp.asarray(matrix)
         self.offset = offset if callable(offset) else jnp.asarray(offset)
         self.compositions = {}
-        _require_fitting(eqx.filter_eval_shape(self._at, jax.ShapeDtypeStruct((), jnp.int32)))
+        try:
+            found = eqx.filter_eval_shape(self._at, jax.ShapeDtypeStruct((), jnp.int32))
+        except CONTROL_FLOW_ERRORS as error:
+            raise ValueError(
+                "matrix and offset are called with a step that is traced: index jnp arrays with it, not NumPy ones, and use "
+                "jnp.where or lax.cond in place of Python's if."
+            ) from error
+        _require_fitting(found)
 
     def _at(self, step: Array | int) -> _Map:
         matrix = self.matrix(step) if callable(self.matrix) else self.matrix
-        return _Map(matrix, self.offset(step) if callable(self.offset) else self.offset)
+        offset = self.offset(step) if callable(self.offset) else self.offset
+        return _Map(matrix if isinstance(matrix, LowRank) else jnp.asarray(matrix), jnp.asarray(offset))
 
     @property
     def _is_constant(self) -> bool:
@@ -128,7 +137,7 @@ class AffineStep(eqx.Module):
         if found is None:
             steps = start + jnp.arange(stride, dtype=jnp.int32)
             return jax.lax.scan(lambda w, step: (self._at(step)(w), None), state, steps)[0]
-        return (found if self._is_constant else jax.tree.map(lambda x: x[start // stride], found))(state)
+        return (found.maps if self._is_constant else found.at((start - found.first) // stride))(state)
 
     def method(self, num_steps: int) -> Multigrid:
         return Multigrid(_FACTOR)
@@ -143,13 +152,23 @@ class AffineStep(eqx.Module):
         """With the compositions for so many steps, before a solve; composing counts as an evaluation for each column."""
         if iteration is not None or self.compositions:
             return None, 0, 0
-        compositions, work, stride = {}, 0, 1
+        step, work = self._composed(num_steps, 0)
+        return step, len(step.compositions) * int(math.log2(_FACTOR)), work
+
+    def reversible(self, states: Array, starts: np.ndarray, num_steps: int) -> "AffineStep":
+        """With compositions that end at the last of the `starts`, from where an adjoint counts its steps."""
+        return self if self._is_constant else self._composed(int(starts[-1]), int(starts[-1]))[0]
+
+    def _composed(self, num_steps: int, end: int) -> tuple["AffineStep", int]:
+        """(with compositions of so many steps, of every length so that one ends at `end`; their work)."""
+        compositions, work, stride = dict[int, _Compositions](), 0, 1
         while (stride := stride * _FACTOR) <= num_steps:
-            finer = compositions.get(stride // _FACTOR)
-            compositions[stride] = self._made_of(finer, num_steps // stride)
-            work += (1 if self._is_constant else num_steps // stride) * (_FACTOR - 1) * self._columns(compositions[stride])
-        step = eqx.tree_at(lambda step: step.compositions, self, compositions, is_leaf=lambda x: x is self.compositions)
-        return step, len(compositions) * int(math.log2(_FACTOR)), work
+            count, first = num_steps // stride, end % stride
+            maps = self._made_of(compositions.get(stride // _FACTOR), count, stride, first)
+            compositions[stride] = _Compositions(maps, first)
+            work += (1 if self._is_constant else count) * (_FACTOR - 1) * self._columns(maps)
+        known = lambda x: x is self.compositions
+        return eqx.tree_at(lambda step: step.compositions, self, compositions, is_leaf=known), work
 
     def _columns(self, found: _Map) -> int:
         matrix = found.matrix
@@ -157,11 +176,22 @@ class AffineStep(eqx.Module):
             return matrix.left.shape[-1]
         return 1 if matrix.ndim - (not self._is_constant) == 1 else matrix.shape[-1]
 
-    def _made_of(self, finer: _Map | None, count: int) -> _Map:
-        """Compositions of neighbours among the next finer ones, or among the steps, `count` of them."""
+    def _made_of(self, finer: "_Compositions | None", count: int, stride: int, first: int) -> _Map:
+        """Compositions of neighbours among the next finer ones, or among the steps: `count` of them from step `first` on."""
         if self._is_constant:
-            return _twice(_twice(self._at(0) if finer is None else finer))
-        return _neighbours(self, finer, count)
+            return _twice(_twice(self._at(0) if finer is None else finer.maps))
+        skipped = first - (finer.first if finer else 0)
+        return _neighbours(self, finer, count, jnp.int32(skipped // (stride // _FACTOR)))
+
+
+class _Compositions(eqx.Module):
+    """Of steps one after the other from `first` on, all of one length; of a constant step, the one there is."""
+
+    maps: _Map
+    first: int = eqx.field(static=True)
+
+    def at(self, index: Array) -> _Map:
+        return jax.tree.map(lambda x: x[index], self.maps)
 
 
 def _twice(step: _Map) -> _Map:
@@ -169,13 +199,13 @@ def _twice(step: _Map) -> _Map:
 
 
 @eqx.filter_jit
-def _neighbours(step: AffineStep, finer: _Map | None, count: int) -> _Map:
+def _neighbours(step: AffineStep, finer: _Compositions | None, count: int, skipped: Array) -> _Map:
     def at(index):
-        return step._at(index) if finer is None else jax.tree.map(lambda x: x[index], finer)
+        return step._at(index) if finer is None else finer.at(index)
 
     def composed(index):
-        first, second, third, fourth = (at(_FACTOR * index + j) for j in range(_FACTOR))
-        return fourth.after(third).after(second.after(first))
+        one, two, three, four = (at(skipped + _FACTOR * index + j) for j in range(_FACTOR))
+        return four.after(three).after(two.after(one))
 
     return jax.lax.map(composed, jnp.arange(count, dtype=jnp.int32), batch_size=min(count, _CHUNK))
 

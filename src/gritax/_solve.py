@@ -153,7 +153,7 @@ def solve(
         return solved(phi, state, False)[0]
     if save_every is not None:
         raise ValueError("save_every is not for a solve under grad, jvp or vmap, which gives the final state: leave it out.")
-    return traced(solved, phi, state, throw)
+    return traced(solved, phi, state, throw, asked_for is not None)
 
 
 def _solution(window: Window, num_steps: int, save_every: int | None, recording: Recording | None) -> Solution:

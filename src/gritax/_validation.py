@@ -19,6 +19,13 @@ from ._state import as_arrays, at_leaf, is_data, is_number
 
 logger = logging.getLogger("gritax")
 
+CLOSES_OVER_TRACED = (
+    "phi closes over values that are being traced by grad, jvp, vmap or jit. gritax.solve can be differentiated, and mapped, "
+    "by what is in the state (a learning rate by optax.inject_hyperparams, made outside and set by eqx.tree_at) and by arrays "
+    "that are leaves of phi: fields of an eqx.Module, or arguments of a jax.tree_util.Partial, such as a loss. See "
+    "docs/gradients.md."
+)
+
 
 def validated(phi: Phi, state: PyTree, num_steps: int) -> tuple[Evolution, PyTree, PyTree[Array]]:
     """(evolution, floating leaves, clocks) of `state`, once the training step is known to work on it."""
@@ -45,11 +52,7 @@ def validated(phi: Phi, state: PyTree, num_steps: int) -> tuple[Evolution, PyTre
         raise ValueError(f"the loss at step 0 is {float(loss)}: look at the data of step 0 and at the initial parameters.")
     after = evolution.merge(*after)
     if not is_concrete(after):
-        raise ValueError(
-            "phi closes over values that are being traced by grad, jvp, vmap or jit. gritax.solve can be differentiated, and "
-            "mapped, by what is in the state (a learning rate by optax.inject_hyperparams) and by arrays that are leaves of "
-            "phi: fields of an eqx.Module, or arguments of a jax.tree_util.Partial, such as a loss. See docs/gradients.md."
-        )
+        raise ValueError(CLOSES_OVER_TRACED)
     require_finite("phi(state, 0, 1)", after, "Lower the learning rate, or look at the loss and data of step 0.")
     return evolution, floating, clock
 

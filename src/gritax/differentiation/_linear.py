@@ -1,6 +1,7 @@
 """Tangents and adjoints of a solve that has ended: linear evolutions, solved by multigrid along its C-points."""
 
 import logging
+import math
 from functools import partial
 from typing import Any
 
@@ -95,7 +96,13 @@ def _solved(window: Window, step: Any, state: PyTree[Array]) -> tuple[Window, st
     )
     assert isinstance(found, Window), "declined only where depth is bounded"
     logger.info("%s: %s", type(step).__name__, found.verdict.sentence)
-    return found, "" if found.verdict.converged else found.verdict.sentence
+    failure = found.verdict.sentence
+    if not math.isfinite(found.reports[-1].residual):
+        failure = (
+            "not finite: somewhere along the run a step has no finite derivative, as that of Adam has none where a second "
+            "moment is zero, of a parameter that nothing depends on, say. Give it an eps_root"
+        )
+    return found, "" if found.verdict.converged else failure
 
 
 @kernel

@@ -21,6 +21,7 @@ from jaxtyping import Array, PyTree
 from .._convergence import ConvergenceError
 from .._evolution import Phi, optional
 from .._solution import Solution
+from .._validation import CLOSES_OVER_TRACED
 from .._window import Window
 from ._linear import adjoint, linearised, reversible, tangent
 
@@ -28,14 +29,14 @@ from ._linear import adjoint, linearised, reversible, tangent
 logger = logging.getLogger("gritax")
 
 
-def traced(solved: Callable[..., tuple[Solution, Window]], phi: Any, state: PyTree, throw: bool) -> Solution:
-    """`solved(phi, state, aim)`, differentiable and mappable in those arrays of phi and state that are traced.
+def traced(solved: Callable[..., tuple[Solution, Window]], phi: Any, state: PyTree, throw: bool, keeps: bool) -> Solution:
+    """`solved(phi, state, aim)`, differentiable in those arrays of phi and state that are traced; mappable, unless it `keeps`.
 
     The figures are those of the run that took the most iterations, where there are several.
     """
     leaves, structure = jax.tree.flatten((phi, state))
     at = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tracer))
-    call = _Call(solved, leaves, structure, at, throw)
+    call = _Call(solved, leaves, structure, at, throw, keeps)
     *found, _ = evolve_p.bind(*(leaves[i] for i in at), call=call, exactly=False)
     return call.solution(phi, found)
 
@@ -56,15 +57,21 @@ class _Call:
     structure: Any
     at: tuple[int, ...]
     throw: bool
+    keeps: bool
     runs: list[_Run] = field(default_factory=list)
 
-    def run(self, values: list[Array], exactly: bool) -> list[Array]:
+    def run(self, values: list[Any], exactly: bool) -> list[Array]:
         """The arrays of the final state, and the number of the run."""
+        # Each is an array of its own, for it is by its identity that it is found again in phi; JAX may pass Python's numbers.
+        values = [jnp.array(value, copy=True) for value in values]
         leaves = list(self.leaves)
         for i, value in zip(self.at, values, strict=True):
             leaves[i] = value
-        solution, window = self.solved(*jax.tree.unflatten(self.structure, leaves), exactly)
-        self.runs.append(_Run(solution, window, list(values)))
+        try:
+            solution, window = self.solved(*jax.tree.unflatten(self.structure, leaves), exactly)
+        except jax.errors.UnexpectedTracerError as error:
+            raise ValueError(CLOSES_OVER_TRACED) from error
+        self.runs.append(_Run(solution, window, values))
         return [*_arrays(solution.state), jnp.float32(len(self.runs) - 1)]
 
     def solution(self, phi: Any, found: list[Array]) -> Solution:
@@ -98,6 +105,15 @@ class _Call:
         logger.warning("the %s is %s", what, failure)
 
 
+# JAX remembers what a primitive gives for its parameters, and with them every call and its C-points, unless told otherwise.
+try:
+    from jax._src.util import weakref_cache_key_types
+except ImportError:  # a JAX that keeps no such set: memory grows with the number of gradients then
+    logger.debug("calls are remembered as long as JAX remembers their derivatives")
+else:
+    weakref_cache_key_types.add(_Call)
+
+
 def _arrays(state: PyTree) -> list[Array]:
     return jax.tree.leaves(eqx.filter(state, eqx.is_array))
 
@@ -107,7 +123,7 @@ def _no_losses():
 
 
 def _places(call: _Call, run: _Run, phi: Phi, which: tuple[int, ...]):
-    """Of these of the traced leaves: (places in the arrays of `phi`, index in these, index in the leaves of a state)."""
+    """Of these of the traced leaves: (places in the arrays of `phi`, indices in these, index in the leaves of a state)."""
     num_phi = len(jax.tree.leaves(jax.tree.unflatten(call.structure, call.leaves)[0]))
     kept = run.window.evolution.with_phi(phi).data
     floating = [i for i, leaf in enumerate(call.leaves[num_phi:]) if eqx.is_inexact_array(leaf)]
@@ -115,7 +131,7 @@ def _places(call: _Call, run: _Run, phi: Phi, which: tuple[int, ...]):
     for i in which:
         leaf = call.at[i]
         if leaf >= num_phi:
-            in_phi.append(None)
+            in_phi.append([])
             in_state.append(floating.index(leaf - num_phi))
             continue
         found = [place for place, array in enumerate(kept) if array is run.values[i]]
@@ -124,9 +140,9 @@ def _places(call: _Call, run: _Run, phi: Phi, which: tuple[int, ...]):
                 "phi cannot be differentiated by an array that its method prepared(num_steps) replaces: what it computes for a "
                 "run must not depend on floating-point arrays."
             )
-        in_phi.append(len(places))
+        in_phi.append(list(range(len(places), len(places) + len(found))))
         in_state.append(None)
-        places.append(found[0])
+        places += found
     return tuple(places), in_phi, in_state
 
 
@@ -142,9 +158,9 @@ def _tangent(number, *given, call, which):
     v = [jnp.zeros_like(x) for x in call.floats]
     direction = [jnp.zeros_like(x) for x in along.arrays]
     for x, phi, state in zip(given, in_phi, in_state, strict=True):
-        if state is None:
-            direction[phi] = x
-        else:
+        for place in phi:
+            direction[place] = x
+        if state is not None:
             v[state] = x
     floating = run.window.evolution.split(run.solution.state)[0]
     found, failure = tangent(run.window, along, jax.tree.unflatten(jax.tree.structure(floating), v), direction)
@@ -161,7 +177,10 @@ def _adjoint(number, *given, call, which):
     mu, by_arrays, failure = adjoint(run.window, along, jax.tree.unflatten(jax.tree.structure(floating), list(given)))
     call.told(failure, "adjoint")
     mu = jax.tree.leaves(mu)
-    return [mu[state] if phi is None else by_arrays[phi] for phi, state in zip(in_phi, in_state, strict=True)]
+    return [
+        sum(by_arrays[place] for place in phi) if state is None else mu[state]
+        for phi, state in zip(in_phi, in_state, strict=True)
+    ]
 
 
 def _primitive(name, impl):
@@ -175,6 +194,10 @@ def _primitive(name, impl):
 
 def _one_by_one(primitive, args, dims, params):
     size = next(x.shape[dim] for x, dim in zip(args, dims, strict=True) if dim is not None)
+    if size == 0:
+        raise ValueError("vmap of gritax.solve over no members: there is nothing to solve.")
+    if params["call"].keeps:
+        raise ValueError("checkpoint and resume are not for a solve under vmap, whose members would share the directory.")
     members = [
         primitive.bind(*(x if dim is None else jnp.take(x, b, axis=dim) for x, dim in zip(args, dims, strict=True)), **params)
         for b in range(size)
@@ -201,6 +224,13 @@ adjoint_p.def_abstract_eval(lambda number, *given, call, which: call.like(which)
 
 def _is_zero(tangent) -> bool:
     return isinstance(tangent, ad.Zero) or jax.dtypes.result_type(tangent) == jax.dtypes.float0
+
+
+def _is_on_the_way_back(tangent) -> bool:
+    """Whether this tangent is one that grad follows; those of jacfwd are only mapped."""
+    while type(tangent).__name__ == "BatchTracer":
+        tangent = tangent.val
+    return isinstance(tangent, Tracer)
 
 
 def _require_differentiable(call: _Call, which: tuple[int, ...], backwards: bool) -> None:
@@ -238,7 +268,7 @@ def _require_differentiable(call: _Call, which: tuple[int, ...], backwards: bool
 
 def _evolve_jvp(values, tangents, call, exactly):
     which = tuple(i for i, each in enumerate(tangents) if not _is_zero(each))
-    _require_differentiable(call, which, any(isinstance(tangents[i], Tracer) for i in which))
+    _require_differentiable(call, which, any(_is_on_the_way_back(tangents[i]) for i in which))
     found = evolve_p.bind(*values, call=call, exactly=True)
     *moved, mark = tangent_p.bind(found[-1], *(tangents[i] for i in which), call=call, which=which)
     moved = iter(moved)
