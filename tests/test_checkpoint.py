@@ -162,6 +162,26 @@ def test_random_keys_and_every_dtype_survive(tmp_path):
     assert jax.random.uniform(found["keys"]["three"][1]) == jax.random.uniform(keys["three"][1])
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "other"),
+    [
+        (lambda: optax.sgd(0.01, momentum=0.9), lambda: optax.sgd(0.01, momentum=0.5)),
+        (
+            lambda: optax.sgd(optax.linear_schedule(0.0, 0.01, 8000)),
+            lambda: optax.sgd(lambda count: jnp.where(count == 0, 0.0, 0.05)),
+        ),
+    ],
+)
+def test_another_next_step_is_another_run(optimizer, other, tmp_path):
+    train = partial(gritax.train, small.loss, batch=small.batches(), params=small.params(), num_steps=8000, goal="time")
+    with pytest.raises(KeyboardInterrupt):
+        train(optimizer=optimizer(), checkpoint=tmp_path, progress=small.Interrupting(6))
+    assert Directory(tmp_path).latest().done < 8000
+    with pytest.raises(ValueError, match=r"was to go on after step \d.* an update of length .*: its loss, optimizer, schedule"):
+        train(optimizer=other(), resume=tmp_path)
+    assert train(optimizer=optimizer(), resume=tmp_path).converged
+
+
 def test_a_run_is_not_resumed_as_another_nor_from_nowhere(tmp_path):
     """It is begun in a directory that is empty or absent."""
     run, sgd, params = tmp_path / "run", _training().args[1], small.params()

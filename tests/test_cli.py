@@ -78,6 +78,8 @@ def test_not_converging_has_a_status_of_its_own_and_can_go_on(tmp_path):
         (("tables", "17"), "tables 1 to 16"),
         (("train", "digits", "--batch"), "--batch is for the adder"),
         (("train", "adder", "--activation", "tanh"), "--activation is for digits"),
+        (("train", "digits", "--reduction", "mean"), "--reduction is for the adder"),
+        (("train", "digits", "--seed", str(2**70)), "--seed must be a whole number from 0 to 4,294,967,295"),
         (("train", "digits", "--rate", "-1"), "--rate must be positive"),
         (("train", "digits", "--refresh", "0"), "refresh must be"),
         (("train", "digits", "--steps", "0"), "--steps must be"),

@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 import small_problems as small
@@ -69,8 +70,29 @@ def test_plans_of_other_runs_are_refused():
     ):
         with pytest.raises(ValueError, match="plan is for another run, of 256 steps"):
             other()
+    with pytest.raises(ValueError, match=r"plan was made with coarse=auto for 1 device, .* FrozenGradient\(refresh=2"):
+        train(small.params(), 256, coarse=gritax.FrozenGradient(2))
+
+
+def test_parameters_of_numpy_have_plans():
+    params = jax.tree.map(np.asarray, small.params())
+    plan = gritax.plan(small.loss, SGD, small.batches(), params, 128, coarse=gritax.FrozenGradient(8))
+    assert gritax.train(small.loss, SGD, small.batches(), params, 128, plan=plan, coarse=gritax.FrozenGradient(8)).converged
+
+
+def test_windows_of_a_plan_fit_into_memory(monkeypatch):
+    monkeypatch.setattr("gritax._window._MEMORY", 2**20)
+    plan = gritax.plan(small.loss, SGD, small.batches(), small.params(), 4096, coarse=gritax.FrozenGradient(8))
+    size = sum(x.nbytes for x in jax.tree.leaves(small.params()))
+    assert plan.window == 2**20 // (20 * size) * 4 < 4096
+
+
+def test_what_is_taken_serially_has_no_plan():
+    with pytest.raises(ValueError, match=r"There is nothing to plan: gritax\.train takes all steps of it one after the other"):
+        gritax.plan(small.loss, optax.apply_if_finite(SGD, 3), small.batches(), small.params(), 128)
 
 
 def test_a_pilot_that_does_not_converge_says_so():
     plan = gritax.plan(small.loss, optax.sgd(1e5), small.batches(), small.params(), 128, coarse=gritax.FrozenGradient(8))
-    assert not plan.pays and "did not converge" in plan.sentence and "nan" not in str(plan)
+    assert not plan.pays and "not finite after 128 steps" in plan.sentence and "nan" not in str(plan)
+    assert "did not converge" in replace(plan, diverges=False).sentence

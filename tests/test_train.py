@@ -82,6 +82,26 @@ def test_windows_of_another_length_make_room_for_their_programs(monkeypatch):
     assert jax.tree.all(jax.tree.map(jnp.array_equal, found[1][1], found[16][1]))
 
 
+@pytest.mark.parametrize("goal", ["time", "depth"])
+def test_what_loss_and_batch_read_from_outside_may_change(goal):
+    target, decay, optimizer = jnp.ones(2), 0.0, optax.sgd(0.01)
+
+    def batch(step):
+        return target
+
+    def loss(params, batch):
+        return 0.5 * jnp.sum((params - batch) ** 2) + 0.5 * decay * jnp.sum(params**2)
+
+    for target, decay in ((jnp.ones(2), 0.0), (jnp.full(2, -5.0), 0.0), (jnp.full(2, -5.0), 1.0)):
+        trained = gritax.train(loss, optimizer, batch, jnp.zeros(2), 2000, goal=goal)
+        assert jnp.allclose(trained.params, target / (1 + decay), rtol=1e-4)
+
+
+def test_windows_that_are_too_short_are_told_of():
+    trained = _train(200, window=71)[0]
+    assert trained.reason == "serial: windows of 71 steps are too short to gain anything: give at least 72"
+
+
 def test_one_step_after_the_other_is_serial_training_bit_for_bit():
     trained, serial, error = _train(700, ADAM, goal="time")
     assert error == 0

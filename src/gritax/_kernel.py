@@ -43,10 +43,15 @@ def make_room(run: Hashable) -> None:
     if run in _known:
         return
     if len(_known) >= _MOST_RUNS:
-        for each in _kernels:
-            each.clear_cache()
-        _known.clear()
+        forget()
     _known.add(run)
+
+
+def forget() -> None:
+    """All compiled programs."""
+    for each in _kernels:
+        each.clear_cache()
+    _known.clear()
 
 
 def most_seconds(program: Hashable, compilation: float) -> float:

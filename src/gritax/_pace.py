@@ -11,6 +11,7 @@ from ._window import Declined
 
 _GAIN = 0.9
 _SHORTEST, _SHORTEST_WINDOW = 64, 128
+_LEAST = math.ceil(_SHORTEST / _GAIN)  # of which enough may be spent
 _FEW, _MANY = 6, 10
 _SECONDS, _MOST_GROWTH = 2.0, 8
 
@@ -61,7 +62,10 @@ class InWindows:
         began, steps = time.perf_counter(), min(self.window or self.longest, run.left)
         allowed = min(_GAIN * steps, spare)
         if allowed < _SHORTEST:
-            return OneByOne("too few steps are left for windows, or too little to spare for one that fails", TABLE)
+            reason = "too few steps are left for windows, or too little to spare for one that fails"
+            if _GAIN * self.longest < _SHORTEST <= _GAIN * run.left:
+                reason = f"windows of {self.longest} steps are too short to gain anything: give at least {_LEAST}"
+            return OneByOne(reason, TABLE)
         found = run.in_parallel(steps, allowed, self.step_seconds)
         if isinstance(found, Declined):
             self._stretch(run, f"at the curvature here {steps:,} steps at once would take {found.expected:,} in sequence")
@@ -69,13 +73,14 @@ class InWindows:
         if found.verdict.converged:
             iterations = found.reports[-1].number
             self.stretch = _SHORTEST
-            self.window = min(2 * steps, self.longest) if iterations <= _FEW else steps
+            self.window = 2 * steps if iterations <= _FEW else steps
             if iterations > _MANY:
                 self.window = max(steps // 2, _SHORTEST_WINDOW)
         else:
             self.window = max(steps // 4, _SHORTEST_WINDOW)
             if run.left and run.windows[-1].num_steps < _SHORTEST:
                 self._stretch(run, "the window from here did not converge")
+        self.window = min(self.window, self.longest)
         self.slower = self.slower + 1 if time.perf_counter() - began > steps * self.step_seconds else 0
         return OneByOne("windows took longer than their steps", TABLE) if self.slower == 2 else self
 

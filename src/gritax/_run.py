@@ -142,6 +142,11 @@ class Run:
             self._until = self.done + table
         return Evolution(self._tabulated.after(self.done - self._from), state)
 
+    def next_step(self) -> tuple[Evolution, PyTree, PyTree]:
+        """(evolution, floating leaves, clocks) of the next step."""
+        evolution = self._evolution(1, self.state)
+        return evolution, *evolution.split(self.state)
+
     def serially(self, num_steps: int, reason: str) -> None:
         """The next steps, one after the other."""
         self.progress.window(self.done, num_steps, "serial", reason)

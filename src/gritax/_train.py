@@ -3,11 +3,9 @@
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import is_dataclass
 from typing import Any, Literal
 
 import equinox as eqx
-import jax
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
@@ -24,16 +22,15 @@ from ._solution import Solution
 from ._trained import solution_of
 from ._validation import require_concrete, validated
 from ._warning import warn
+from ._window import most_steps
 from .checkpoint import Directory, Keeper, beginning, digest, is_same, kept_in
-from .coarse import Choice, named
+from .coarse import Choice, named, words
 from .planning import LEAST_WORK, Plan, can_pay, measured, planned
 from .training import TrainStep
 
 
 logger = logging.getLogger("gritax")
 
-# C-points that a window may have, each with the copies that a solve holds.
-_MEMORY, _COPIES, _INTERVAL = 2**31, 20, 4
 _LONGEST_STRETCH = 2**22
 # Serial training must take so many compilations of its step for trials of many steps at once, and for a pilot window, to be a
 # tenth of it: they compile about eight and forty programs.
@@ -121,11 +118,11 @@ def train(
     tabulated = step.prepared(min(num_steps, TABLE))
     evolution, floating, clock = validated(tabulated, first, num_steps)
     state, progress = evolution.merge(floating, clock), progress or Progress()
-    asked = {"num_steps": num_steps, "tolerance": tolerance, "goal": goal, "window": window, "coarse": _words(coarse)}
+    asked = {"num_steps": num_steps, "tolerance": tolerance, "goal": goal, "window": window, "coarse": words(coarse)}
     if keeper:
         asked |= {"origin": digest(state), **beginning(evolution, floating, clock)}
     run = Run(step, state, num_steps, tolerance, DEFAULT_TOLERANCE, progress, asked, tabulated, mesh=mesh)
-    longest = min(window or _longest(floating), num_steps)
+    longest = min(window or most_steps(floating), num_steps)
     pace = keeper and keeper.resumed(run)
     require_agreement(mesh, run.done)
     if pace is None and (refusal := dependence(evolution, floating, clock)):
@@ -172,15 +169,6 @@ def _require(num_steps, goal, plan, tolerance, window, throw, progress) -> None:
         raise ValueError(f"progress must be a gritax.Progress, such as gritax.progress.Lines(), not {progress!r}.")
 
 
-def _words(coarse: Choice) -> str:
-    return str(coarse) if isinstance(coarse, str | None) or is_dataclass(coarse) else type(coarse).__name__
-
-
-def _longest(floating) -> int:
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(floating))
-    return max(_MEMORY // (_COPIES * size), 1) * _INTERVAL
-
-
 def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: int) -> Pace:
     """One step after the other, unless windows are to be faster on this device."""
     stretch = TABLE if getattr(run.step.batch, "tabulated", None) else _LONGEST_STRETCH
@@ -189,6 +177,8 @@ def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: i
     if plan is None:
         seconds, compilation = run.timed(run.num_steps // 4)
         left = run.left * seconds
+        if not run.is_finite:
+            return OneByOne("training is not finite", stretch)
         if left < max(_TRIALS * compilation, _SHORTEST):
             return OneByOne(
                 f"in {run.num_steps * seconds:.2g} s, too short to measure whether windows would be faster", stretch
@@ -213,6 +203,12 @@ def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: i
 
 def _require_same(plan: Plan, run: Run, evolution, floating, clock) -> None:
     """Raises `ValueError` for the plan of another run, as far as its length, its state and its first step can tell."""
+    given, devices = run.asked["coarse"], count(run.mesh)
+    if (plan.asked, plan.devices) != (given, devices):
+        raise ValueError(
+            f"plan was made with coarse={plan.asked} for {plan.devices} device{'s' * (plan.devices > 1)}, and these arguments "
+            f"say {given} and {devices}: make both with the same `coarse` and `mesh`."
+        )
     same = plan.num_steps == run.num_steps and digest(plan.state) == digest(run.origin)
     if same:
         planned = Evolution(plan.step.prepared(min(run.num_steps, TABLE)), plan.state)
@@ -230,7 +226,8 @@ def _to_the_end(run: Run, pace: Pace, keeper: Keeper | None) -> Pace:
     while run.left and run.is_finite:
         pace = pace.advance(run)
         sensitivity = run.sensitivity
-        if not told and run.is_finite and not run.is_reproducible:
+        # Where training contracts it is the tolerance that is too small, which the warning about that says.
+        if not told and run.is_finite and not run.is_reproducible and sensitivity.growth > 1:
             told = True
             warn(
                 f"training amplifies a small change of its state {sensitivity.growth:.2g}-fold up to step {run.done:,}, and so "
@@ -240,6 +237,8 @@ def _to_the_end(run: Run, pace: Pace, keeper: Keeper | None) -> Pace:
         good = run.is_accurate and run.is_reproducible
         if run.is_finite and not good and run.last_chance(pace.longest):
             reason = f"training amplifies errors {sensitivity.growth:.2g}-fold, beyond the tolerance"
+            if sensitivity.growth <= 1:
+                reason = "the tolerance is below what rounding leaves of a solve"
             run.begin_again(reason)
             pace = OneByOne(reason, TABLE)
         if keeper:

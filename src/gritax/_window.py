@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -28,6 +29,14 @@ from ._solution import Iteration
 
 
 _ITERATIONS = 8  # of a phi that does not say how many it usually takes
+# C-points that a window may have, each with the copies that a solve holds.
+_MEMORY, _COPIES, _INTERVAL = 2**31, 20, 4
+
+
+def most_steps(floating: PyTree[Array]) -> int:
+    """Of a window of such states, for its C-points to fit into 2 GiB."""
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(floating))
+    return max(_MEMORY // (_COPIES * size), 1) * _INTERVAL
 
 
 @dataclass

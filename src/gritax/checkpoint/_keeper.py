@@ -17,7 +17,7 @@ from .._sharing import is_of_several_processes
 from .._solution import WindowReport
 from ._arrays import from_arrays, to_arrays
 from ._directory import Checkpoint, Directory
-from ._same_run import require_same
+from ._same_run import beginning, require_same, require_same_step
 
 
 logger = logging.getLogger("gritax")
@@ -54,6 +54,7 @@ class Keeper:
             "is_finite": run.is_finite,
             "lanes": run.lanes,
             "sensitivity": [found.growth, found.error, found.rounding],
+            "next": beginning(*run.next_step()) if run.left and run.is_finite else {},
         }
         state, direction = to_arrays(run.state), to_arrays(() if found.direction is None else found.direction)
         self.directory.save(Checkpoint(run.done, facts | {"arrays": len(state)}, [*state, *direction]))
@@ -72,6 +73,9 @@ class Keeper:
         floating = eqx.filter(run.state, eqx.is_inexact_array)
         direction = from_arrays(floating, found.arrays[count:]) if found.arrays[count:] else None
         run.state, run.done = state, found.done
+        if facts["next"]:
+            now = beginning(*run.next_step())
+            require_same_step(f"the run in {self.directory.path}", run.done, facts["next"], now, facts["asked"])
         run.cost = Cost(Counter(dict(facts["depth_by_lanes"])), facts["work"])
         run.windows = [_report(window) for window in facts["windows"]]
         run.restarts, run.coarse_steps = facts["restarts"], facts["coarse_steps"]

@@ -10,8 +10,8 @@ from .._norms import norm
 from .._validation import first_step
 
 
-# A first step that differs by more is another's, not the same one rounded otherwise.
-_SAME = 1e-3
+# A step that differs by more is another's, not the same one rounded otherwise. Of what has become small little may be known.
+_SAME, _SMALL = 1e-3, 1e-6
 
 
 def beginning(evolution, floating, clock) -> dict[str, float]:
@@ -19,6 +19,20 @@ def beginning(evolution, floating, clock) -> dict[str, float]:
     after, _, loss = first_step(evolution, floating, clock)
     moved = {"a first update of length": float(norm(jax.tree.map(jnp.subtract, after, floating)))}
     return moved if loss is None else {"a loss at step 0 of": float(loss)} | moved
+
+
+def require_same_step(what: str, step: int, before: dict[str, float], now: dict[str, float], first: dict[str, float]) -> None:
+    """Raises `ValueError` if what was to follow on this step was another one; `before` and `now` are as from `beginning`.
+
+    `first` is that of the run: a schedule that begins at 0, or momentum, shows in a later step only.
+    """
+    for name in before.keys() & now.keys():
+        if not math.isclose(before[name], now[name], rel_tol=_SAME, abs_tol=_SMALL * abs(first[name])):
+            kind = "an update of length" if "update" in name else "a loss of"
+            raise ValueError(
+                f"resume: {what} was to go on after step {step:,} with {kind} {before[name]:.6g}, not {now[name]:.6g}: its "
+                "loss, optimizer, schedule or data was another. Give it the same, or start again in another directory."
+            )
 
 
 def is_same(before: Any, now: Any) -> bool:

@@ -75,6 +75,11 @@ def require_writable(path: Path | None, option: str = "--json") -> None:
         raise ValueError(f"{option} {path}: no file can be written there. Name a file in a folder that exists.")
 
 
+def require_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed must be a whole number from 0 to {2**32 - 1:,}, not {seed}.")
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     if not is_first():
         return

@@ -12,7 +12,7 @@ from .._arguments import require_whole
 from .._convergence import require_tolerance
 from .._hierarchy import Multigrid
 from ..coarse import RescaledRate
-from ._report import compared, one_or_many, require_writable
+from ._report import compared, one_or_many, require_seed, require_writable
 
 
 @dataclass
@@ -60,6 +60,7 @@ class Solve:
     """Write the results to this file as well, replacing it: gritax report makes a page of it."""
 
     def run(self, console: Console) -> int:
+        require_seed(self.seed)
         problem = problems.xor(self.alpha, self.seed, coarse=self._coarse_step(), dtype=self.dtype)
         method = Multigrid(one_or_many(self.coarsening), self.levels, cycle=self.cycle, relaxation=one_or_many(self.relaxation))
         method.hierarchy(self.steps)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from .. import experiments
 from .._arguments import require_whole
-from ._report import CONVERGED, require_writable, write_json
+from ._report import CONVERGED, require_seed, require_writable, write_json
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Tables:
     """Write the rows to this file as well, replacing it."""
 
     def run(self, console: Console) -> int:
+        require_seed(self.seed)
         require_writable(self.json)
         numbers = _numbers(self.tables)
         require_whole("--max-steps", self.max_steps, 100)

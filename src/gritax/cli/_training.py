@@ -8,6 +8,7 @@ import tyro
 
 from .. import problems
 from ..coarse import Choice
+from ._report import require_seed
 
 
 @dataclass
@@ -24,8 +25,8 @@ class Training:
     """Of digits and diabetes, in place of their own. The gradient of relu jumps: see what that does."""
     batch: bool = False
     """adder: train on all 500 pairs at every step."""
-    reduction: Literal["sum", "mean"] = "sum"
-    """adder: over the twelve outputs. The mean is as if the learning rate were a twelfth."""
+    reduction: Literal["sum", "mean"] | None = None
+    """adder: over the twelve outputs, the sum if not given. The mean is as if the learning rate were a twelfth."""
     seed: int = 1
     """Seed of the initial weights and of the order of the examples."""
     dtype: Literal["float64", "float32"] = "float64"
@@ -34,6 +35,7 @@ class Training:
     def with_coarse(self, coarse: Choice) -> problems.Problem:
         if self.rate is not None and not self.rate > 0:
             raise ValueError(f"--rate must be positive, not {self.rate:g}.")
+        require_seed(self.seed)
         named = self.optimizer or {"adder": "sgd", "digits": "adam", "diabetes": "momentum"}[self.problem]
         usual = {"sgd": 0.1, "momentum": 0.02, "nesterov": 0.02, "adam": 1e-3, "adamw-cosine": 1e-3}[named]
         if "adam" not in named:  # whose steps do not depend on the scale of the loss
@@ -53,13 +55,13 @@ class Training:
                 rate,
                 self.seed,
                 serialized=not self.batch,
-                reduction=self.reduction,
+                reduction=self.reduction or "sum",
                 optimizer=optimizer,
                 coarse=coarse,
                 dtype=self.dtype,
             )
-        if self.batch:
-            raise ValueError("--batch is for the adder.")
+        if self.batch or self.reduction is not None:
+            raise ValueError(f"--{'batch' if self.batch else 'reduction'} is for the adder.")
         make = {"digits": problems.digits, "diabetes": problems.diabetes}[self.problem]
         activation = self.activation or {"digits": "gelu", "diabetes": "tanh"}[self.problem]
         return make(optimizer, self.seed, activation=activation, coarse=coarse, dtype=self.dtype)

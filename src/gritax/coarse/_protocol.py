@@ -1,5 +1,6 @@
 """What every coarse propagator provides."""
 
+from dataclasses import is_dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 from jaxtyping import Array, PyTree
@@ -17,3 +18,8 @@ class CoarseStep(Protocol):
 
 Choice: TypeAlias = CoarseStep | Literal["auto"] | None
 """What users give: a coarse propagator, `"auto"`, or None for the default."""
+
+
+def words(coarse: Choice) -> str:
+    """What was asked for, for people and files."""
+    return str(coarse) if isinstance(coarse, str | None) or is_dataclass(coarse) else type(coarse).__name__

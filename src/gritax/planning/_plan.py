@@ -42,6 +42,7 @@ class Plan:
     - `depth`, `work`: predicted evaluations in sequence and in all.
     - `seconds`, `serial_seconds`: predicted, without compilation; `call` of the latter is for what is not steps.
       `seconds_on(devices)` has an interval of a level on each, and exchanges nothing.
+    - `diverges`: whether training is not finite after the pilot's steps. `asked`: the `coarse` that was asked for.
     - `pays`: whether solving in parallel is to be faster here, on the `devices` that there are.
 
     >>> import gritax, jax.numpy as jnp, optax
@@ -63,6 +64,8 @@ class Plan:
     start_depth: int = 0
     call: float = 0.0
     devices: int = 1
+    diverges: bool = False
+    asked: str = "auto"
 
     @property
     def hierarchy(self) -> Hierarchy:
@@ -103,6 +106,11 @@ class Plan:
     @property
     def sentence(self) -> str:
         ratio = self.serial_seconds / self.seconds
+        if self.diverges:
+            return (
+                f"Training itself is not finite after {self.pilot.num_steps:,} steps, one after the other: lower the learning "
+                "rate, or look at the loss and the data."
+            )
         if not self.pilot.converged:
             factor = f", at a factor of {self.pilot.factor:.2g} an iteration" if math.isfinite(self.pilot.factor) else ""
             return f"Serial is the way here: {self.pilot.num_steps:,} steps at once did not converge{factor}."

@@ -18,12 +18,13 @@ from jaxtyping import Array, PyTree
 from .._adaptation import prepared
 from .._arguments import require_steps, require_whole
 from .._attempt import Bounds, Progress
+from .._clocks import dependence
 from .._evolution import Evolution
 from .._serial import advance, solve_serial
 from .._sharing import as_mesh, count, is_of_several_processes
 from .._validation import require_concrete, validated
-from .._window import Window, solve_window
-from ..coarse import Automatic, Choice, candidates
+from .._window import Window, most_steps, solve_window
+from ..coarse import Automatic, Choice, candidates, words
 from ..training import TrainState, TrainStep
 from ._plan import DEVICES, Pilot, Plan, predicted_seconds
 from ._speeds import Speeds, measured, measured_coarse, seconds
@@ -83,7 +84,8 @@ def plan(
     if is_of_several_processes(mesh):
         raise ValueError("A plan goes by what each process measures, and they would not agree: plan in one process.")
     require_concrete("params", (params, stats))
-    return planned(step, step.init(params, stats), int(num_steps), window, devices=count(mesh))
+    found = planned(step, step.init(params, stats), int(num_steps), window, devices=count(mesh))
+    return replace(found, asked=words(coarse))
 
 
 def planned(
@@ -95,8 +97,11 @@ def planned(
     devices: int = 1,
 ) -> Plan:
     """The plan of a run of `step` on so many devices, of which one is measured."""
-    length, window = min(_PILOT, num_steps), min(window or num_steps, num_steps)
+    length = min(_PILOT, num_steps)
     evolution, floating, clock = validated(prepared(step, length), state, length)
+    if refusal := dependence(evolution, floating, clock):
+        raise ValueError(f"{refusal} There is nothing to plan: gritax.train takes all steps of it one after the other.")
+    state, window = evolution.merge(floating, clock), min(window or most_steps(floating), num_steps)
     speeds = speeds or measured(evolution, floating, clock, num_steps)
     chosen, depth = (step, 0) if not isinstance(step.coarse, Automatic) else _chosen(step, state, window, speeds, devices)
     length = min(length, max(int(_PILOT_SECONDS * speeds.gain / (_PILOT_WORK * speeds.step)), _SHORTEST_PILOT))
@@ -121,6 +126,7 @@ def planned(
         solved = window_of_pilot()
         taken = time.perf_counter() - began
     assert isinstance(solved, Window), "declined only where depth is bounded"
+    trained = solve_serial(step, state, length).params
     serial = seconds(lambda: solve_serial(step, state, length))
     phi = solved.evolution.phi
     assert isinstance(phi, TrainStep)
@@ -137,6 +143,7 @@ def planned(
         start_depth=depth,
         call=max(serial - length * speeds.step, 0.0),
         devices=devices,
+        diverges=not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(step.split(trained)[0])),
     )
 
 

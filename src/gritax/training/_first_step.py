@@ -1,6 +1,8 @@
 """What a training step asks of its loss, batch, parameters and optimizer before anything long is run."""
 
 import inspect
+import logging
+import re
 from functools import partial
 from typing import Any
 
@@ -8,12 +10,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr
 from jax.tree_util import tree_leaves_with_path
 from jaxtyping import PyTree
 
+from .._kernel import forget
 from .._optimizer import update
 from .._state import CONTROL_FLOW_ERRORS, is_data, is_number, leaf_name
 from ._composite_loss import CompositeLoss
+
+
+logger = logging.getLogger("gritax")
+
+# Of the last losses and batches: their programs, and the arrays that these close over.
+_programs: dict[Any, tuple[str, list[Any]]] = {}
+_MOST_PROGRAMS = 16
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def require_usable(step: Any, params: PyTree, stats: PyTree) -> PyTree:
@@ -138,11 +151,17 @@ def _require_arguments(step):
 
 
 def _require_scalar(step, params, stats):
-    def first_loss(params, stats, start):
+    def first_loss(step, params, stats, start):
         return step.evaluate(params, stats, step.data(start), start)
 
+    arrays, rest = eqx.partition(step, eqx.is_array)
+
+    def of_arrays(arrays, params, stats, start):
+        return first_loss(eqx.combine(arrays, rest), params, stats, start)
+
     try:
-        out = eqx.filter_eval_shape(first_loss, params, stats, jax.ShapeDtypeStruct((), jnp.int32))
+        given = (arrays, params, stats, jax.ShapeDtypeStruct((), jnp.int32))
+        jaxpr, out, _ = eqx.filter_make_jaxpr(of_arrays)(*given)
     except CONTROL_FLOW_ERRORS as error:
         raise ValueError(
             "loss needs the value of something traced: Python control flow on it, int(), float() or a NumPy function. It runs "
@@ -164,3 +183,21 @@ def _require_scalar(step, params, stats):
     if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         found = f"{value.dtype}{list(shape)}" if isinstance(shape, tuple) else f"a {shape}"
         raise ValueError(f"loss must return a floating-point scalar, not {found}: sum or average over the batch.")
+    _notice_changes(rest, jaxpr)
+
+
+def _notice_changes(functions: Any, now: ClosedJaxpr) -> None:
+    """What loss and batch read from outside may have changed since the same functions were compiled: then all is forgotten."""
+    if any(isinstance(each, Tracer) for each in now.consts):  # within a derivative, whose values are none to keep
+        return
+    try:
+        known = _programs.pop((functions, shapes := tuple(map(str, now.in_avals))), None)
+    except TypeError:  # what cannot be hashed has no compiled programs to be found again
+        return
+    words = _ADDRESS.sub("", str(now.jaxpr))
+    if known is not None and (known[0] != words or not all(map(_same, known[1], now.consts))):
+        logger.info("the loss or the batch reads values that have changed: it is compiled anew")
+        forget()
+    _programs[functions, shapes] = words, now.consts
+    while len(_programs) > _MOST_PROGRAMS:
+        _programs.pop(next(iter(_programs)))
