@@ -99,7 +99,8 @@ HEADER = ("problem", "steps", "", "weights", "seconds", "over gritax's", "depth"
 
 def words(row):
     """The cells of a row."""
-    rival, weights = row["rival"], f"within {row['relative_error']:.0e}"
+    error = row["relative_error"]
+    rival, weights = row["rival"], f"within {error:.0e}" if error else "bit for bit"
     if rival == "scan":
         weights = "serial"
     elif rival == "larger batch":
