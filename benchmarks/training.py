@@ -42,6 +42,13 @@ def adder(reduction, refresh, method, sizes):
         yield gritax.problems.adder(coarse=FrozenGradient(refresh), reduction=reduction), 1, steps, method
 
 
+def scaled_adder(share, coarse, sizes, method=None, **options):
+    """The paper's adder with this share of its gradient, to the paper's tolerance."""
+    for alpha in (0.025,) if options.get("serialized", True) else (0.025, 0.1):
+        for steps in sizes:
+            yield gritax.problems.adder(alpha * share, coarse=coarse, **options), 1, steps, method, 1e-9 * steps**0.5
+
+
 def tangent(serialized, alpha=1.0, sizes=(1600, 6400, 25600), seeds=(1,)):
     for steps in sizes:
         for seed in seeds:
@@ -54,6 +61,7 @@ def tangent(serialized, alpha=1.0, sizes=(1600, 6400, 25600), seeds=(1,)):
             )
 
 
+SIZES_OF_BATCHES = (40, 80, 160, 320, 640, 1280)  # of the paper's Tables 8-11
 SIZES = [100 * 2**k for k in range(8)]
 COSINE, WARM_UP = optax.cosine_decay_schedule(1e-3, 2048), optax.warmup_cosine_decay_schedule(0.0, 1e-3, 256, 2048)
 GROUPS = {
@@ -80,6 +88,15 @@ GROUPS = {
         for each in digits(optimizer, None, steps=2048, seeds=(1,))
     ),
     "adder, sum over outputs": lambda: adder("sum", None, None, (3200,)),
+    "adder, a fiftieth": lambda: scaled_adder(1 / 50, FrozenGradient(math.inf), SIZES, Multigrid(4)),
+    "adder, a twelfth": lambda: scaled_adder(1 / 12, FrozenGradient(math.inf), SIZES, Multigrid(4)),
+    **{
+        f"adder, mean over {count} pairs, {kind.__name__}": partial(
+            scaled_adder, 1 / count, kind(), SIZES_OF_BATCHES, serialized=False, num_examples=count
+        )
+        for count in (50, 500)
+        for kind in (FrozenGradient, gritax.Stabilized)
+    },
     "stabilized, sgd": lambda: stabilized(optax.sgd(0.1)),
     "stabilized, heavy ball": lambda: stabilized(optax.sgd(0.02, momentum=0.9)),
     "stabilized, adam": lambda: stabilized(optax.adam(1e-3)),
