@@ -35,7 +35,9 @@ def test_poisson_by_finite_differences():
     np.testing.assert_allclose(problem.loss(params), np.mean((laplacian + force) ** 2) / 2, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("dtype", "seed", "bound"), [("float64", 1, 1e-6), ("float32", 2, 1e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "seed", "bound"), [("float64", 1, 1e-6), pytest.param("float32", 2, 1e-3, marks=pytest.mark.slow)]
+)
 def test_poisson_has_the_serial_weights(dtype, seed, bound):
     problem = gritax.problems.poisson(seed=seed, widths=(8,), num_points=32, dtype=dtype)
     assert _error(problem, 200, tolerance=None if dtype == "float32" else 1e-9) <= bound

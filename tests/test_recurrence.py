@@ -66,7 +66,7 @@ def test_layers_are_those_of_the_serial_recurrence(layer, dtype, monkeypatch):
     ("seed", "optimizer"), [(1, optax.sgd(0.5)), pytest.param(2, optax.adam(1e-2), marks=pytest.mark.slow)]
 )
 def test_training_on_long_memory_in_parallel_along_both_axes(seed, optimizer):
-    problem = gritax.problems.long_memory(64, optimizer, seed, size=4, dtype="float64")
+    problem = gritax.problems.long_memory(24, optimizer, seed, size=4, dtype="float64")
     solution = gritax.solve(problem.step, problem.state, 200, gritax.Multigrid((8,)))  # two levels to compile
     assert small.relative_error(problem.step, problem.state, 200, solution) <= 1e-6
     assert problem.loss(solution.params) < problem.loss(problem.state.params)
