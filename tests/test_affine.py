@@ -78,8 +78,8 @@ def test_a_coarse_step_is_so_many_training_steps(stride):
     composed, _, _ = step.adapted(None, None, 64, None)
     found = composed(w, jnp.int32(2 * stride), stride)
     for i in range(2 * stride, 3 * stride):
-        w_i = step(w if i == 2 * stride else w_i, jnp.int32(i), 1)  # noqa: F821
-    np.testing.assert_allclose(found, w_i, rtol=1e-12)
+        w = step(w, jnp.int32(i), 1)
+    np.testing.assert_allclose(found, w, rtol=1e-12)
 
 
 def test_gradients_by_the_matrix():

@@ -133,7 +133,7 @@ def test_profile_must_be_a_flag():
 def test_the_levels_are_timed_by_one_more_iteration_that_counts_for_nothing():
     solution, plain = _solve(1003, profile=True), _solve(1003)
     assert len(solution.level_seconds) == len(solution.level_sizes)
-    assert all(0 < seconds < 60 for seconds in solution.level_seconds)
+    assert all(seconds > 0 for seconds in solution.level_seconds)
     assert plain.level_seconds == ()
     assert (solution.depth, solution.work, solution.iterations) == (plain.depth, plain.work, plain.iterations)
     assert jnp.array_equal(solution.state, plain.state)

@@ -38,6 +38,7 @@ class Keeper:
             )
 
     def save(self, run: Run, pace: Pace) -> None:
+        following = beginning(*run.next_step()) if run.left and run.is_finite else {}
         if is_of_several_processes(run.mesh) and jax.process_index() > 0:  # the first has written the same
             return
         found = run.sensitivity
@@ -54,7 +55,7 @@ class Keeper:
             "is_finite": run.is_finite,
             "lanes": run.lanes,
             "sensitivity": [found.growth, found.error, found.rounding],
-            "next": beginning(*run.next_step()) if run.left and run.is_finite else {},
+            "next": following,
         }
         state, direction = to_arrays(run.state), to_arrays(() if found.direction is None else found.direction)
         self.directory.save(Checkpoint(run.done, facts | {"arrays": len(state)}, [*state, *direction]))

@@ -6,7 +6,6 @@ that they are of. Mapped, each runs for one member after the other. None can be 
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,13 +15,12 @@ import jax.numpy as jnp
 from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
-from .._convergence import ConvergenceError
-from .._evolution import Phi, optional
+from .._evolution import optional
 from .._solution import Solution
-from .._validation import CLOSES_OVER_TRACED
 from .._window import Window
+from ._call import Call, places
 from ._linear import adjoint, linearised, reversible, tangent
 
 
@@ -36,114 +34,9 @@ def traced(solved: Callable[..., tuple[Solution, Window]], phi: Any, state: PyTr
     """
     leaves, structure = jax.tree.flatten((phi, state))
     at = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tracer))
-    call = _Call(solved, leaves, structure, at, throw, keeps)
+    call = Call(solved, leaves, structure, at, throw, keeps)
     *found, _ = evolve_p.bind(*(leaves[i] for i in at), call=call, exactly=False)
     return call.solution(phi, found)
-
-
-@dataclass
-class _Run:
-    solution: Solution
-    window: Window
-    values: list[Array]
-
-
-@dataclass(eq=False)
-class _Call:
-    """One call of `solve`, with the runs that were made for it. `at`: which leaves of (phi, state) are traced."""
-
-    solved: Callable[..., tuple[Solution, Window]]
-    leaves: list[Any]
-    structure: Any
-    at: tuple[int, ...]
-    throw: bool
-    keeps: bool
-    runs: list[_Run] = field(default_factory=list)
-
-    def run(self, values: list[Any], exactly: bool) -> list[Array]:
-        """The arrays of the final state, and the number of the run."""
-        # Each is an array of its own, for it is by its identity that it is found again in phi; JAX may pass Python's numbers.
-        values = [jnp.array(value, copy=True) for value in values]
-        leaves = list(self.leaves)
-        for i, value in zip(self.at, values, strict=True):
-            leaves[i] = value
-        try:
-            solution, window = self.solved(*jax.tree.unflatten(self.structure, leaves), exactly)
-        except jax.errors.UnexpectedTracerError as error:
-            raise ValueError(CLOSES_OVER_TRACED) from error
-        self.runs.append(_Run(solution, window, values))
-        return [*_arrays(solution.state), jnp.float32(len(self.runs) - 1)]
-
-    def solution(self, phi: Any, found: list[Array]) -> Solution:
-        slowest = max((run.solution for run in self.runs), key=lambda solution: solution.iterations)
-        fresh = iter(found)
-        state = jax.tree.map(lambda x: next(fresh) if eqx.is_array(x) else x, slowest.state)
-        params = optional(phi, "params")
-        return replace(
-            slowest,
-            state=state,
-            params=state if params is None else params(state),
-            converged=all(run.solution.converged for run in self.runs),
-            _losses=_no_losses if slowest._losses else None,
-        )
-
-    @property
-    def floats(self) -> list[Array]:
-        """The floating arrays of the final state."""
-        return [x for x in _arrays(self.runs[0].solution.state) if eqx.is_inexact_array(x)]
-
-    def like(self, which: tuple[int, ...]) -> list[ShapedArray]:
-        """What these of the traced leaves look like."""
-        avals = [jax.typeof(self.leaves[self.at[i]]) for i in which]
-        return [ShapedArray(aval.shape, aval.dtype) for aval in avals]
-
-    def told(self, failure: str, what: str) -> None:
-        if not failure:
-            return
-        if self.throw:
-            raise ConvergenceError(f"the {what} is {failure}.", self.runs[0].solution)
-        logger.warning("the %s is %s", what, failure)
-
-
-# JAX remembers what a primitive gives for its parameters, and with them every call and its C-points, unless told otherwise.
-try:
-    from jax._src.util import weakref_cache_key_types
-except ImportError:  # a JAX that keeps no such set: memory grows with the number of gradients then
-    logger.debug("calls are remembered as long as JAX remembers their derivatives")
-else:
-    weakref_cache_key_types.add(_Call)
-
-
-def _arrays(state: PyTree) -> list[Array]:
-    return jax.tree.leaves(eqx.filter(state, eqx.is_array))
-
-
-def _no_losses():
-    raise ValueError("losses are not kept by a solve under grad, jvp or vmap: evaluate the loss on the states you ask for.")
-
-
-def _places(call: _Call, run: _Run, phi: Phi, which: tuple[int, ...]):
-    """Of these of the traced leaves: (places in the arrays of `phi`, indices in these, index in the leaves of a state)."""
-    num_phi = len(jax.tree.leaves(jax.tree.unflatten(call.structure, call.leaves)[0]))
-    kept = run.window.evolution.with_phi(phi).data
-    floating = [i for i, leaf in enumerate(call.leaves[num_phi:]) if eqx.is_inexact_array(leaf)]
-    places, in_phi, in_state = [], [], []
-    for i in which:
-        leaf = call.at[i]
-        if leaf >= num_phi:
-            in_phi.append([])
-            in_state.append(floating.index(leaf - num_phi))
-            continue
-        found = [place for place, array in enumerate(kept) if array is run.values[i]]
-        if not found:
-            raise ValueError(
-                "phi cannot be differentiated by an array that its method prepared(num_steps) replaces: what it computes for a "
-                "run must not depend on floating-point arrays."
-            )
-        in_phi.append(list(range(len(places), len(places) + len(found))))
-        in_state.append(None)
-        places += found
-    return tuple(places), in_phi, in_state
 
 
 def _evolve(*values, call, exactly):
@@ -153,8 +46,8 @@ def _evolve(*values, call, exactly):
 def _tangent(number, *given, call, which):
     run = call.runs[int(number)]
     phi = run.window.adaptation.evolution.phi
-    places, in_phi, in_state = _places(call, run, phi, which)
-    along = linearised(run.window, phi, places)
+    wrt, in_phi, in_state = places(call, run, phi, which)
+    along = linearised(run.window, phi, wrt)
     v = [jnp.zeros_like(x) for x in call.floats]
     direction = [jnp.zeros_like(x) for x in along.arrays]
     for x, phi, state in zip(given, in_phi, in_state, strict=True):
@@ -171,8 +64,8 @@ def _tangent(number, *given, call, which):
 def _adjoint(number, *given, call, which):
     run = call.runs[int(number)]
     phi = reversible(run.window)
-    places, in_phi, in_state = _places(call, run, phi, which)
-    along = linearised(run.window, phi, places)
+    wrt, in_phi, in_state = places(call, run, phi, which)
+    along = linearised(run.window, phi, wrt)
     floating = run.window.evolution.split(run.solution.state)[0]
     mu, by_arrays, failure = adjoint(run.window, along, jax.tree.unflatten(jax.tree.structure(floating), list(given)))
     call.told(failure, "adjoint")
@@ -233,7 +126,7 @@ def _is_on_the_way_back(tangent) -> bool:
     return isinstance(tangent, Tracer)
 
 
-def _require_differentiable(call: _Call, which: tuple[int, ...], backwards: bool) -> None:
+def _require_differentiable(call: Call, which: tuple[int, ...], backwards: bool) -> None:
     """Raises `ValueError` if a step, or a coarse one, cannot be differentiated by these of the traced leaves."""
 
     def after(stride, *given):

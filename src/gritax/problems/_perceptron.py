@@ -10,13 +10,14 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 
-def perceptron(widths: tuple[int, ...], key: Array, dtype) -> PyTree[Array]:
-    """LeCun-normal weights, biases of zero."""
-    normal = jax.nn.initializers.lecun_normal()
-    keys = jax.random.split(key, len(widths) - 1)
-    return [
-        {"w": normal(k, shape, dtype), "b": jnp.zeros(shape[1], dtype)} for k, shape in zip(keys, pairwise(widths), strict=True)
-    ]
+def perceptron(widths: tuple[int, ...], key: Array, dtype, biases: Array | None = None) -> PyTree[Array]:
+    """LeCun-normal weights; biases of zero, or normal ones by a key of their own."""
+    normal, count = jax.nn.initializers.lecun_normal(), len(widths) - 1
+    weights = [normal(k, shape, dtype) for k, shape in zip(jax.random.split(key, count), pairwise(widths), strict=True)]
+    if biases is None:
+        return [{"w": w, "b": jnp.zeros(w.shape[1], dtype)} for w in weights]
+    keys = jax.random.split(biases, count)
+    return [{"w": w, "b": jax.random.normal(k, (w.shape[1],), dtype)} for w, k in zip(weights, keys, strict=True)]
 
 
 def outputs(params: PyTree[Array], x: Array, activation: Callable) -> Array:

@@ -48,9 +48,7 @@ def poisson(
     dtype = jnp.zeros(0, dtype).dtype
     act = activation_named(activation)
     weights_key, biases_key, points_key, data_key = jax.random.split(jax.random.key(seed), 4)
-    params = perceptron((2, *widths, 1), weights_key, dtype)
-    for layer, key in zip(params, jax.random.split(biases_key, len(params)), strict=True):
-        layer["b"] = jax.random.normal(key, layer["b"].shape, dtype)
+    params = perceptron((2, *widths, 1), weights_key, dtype, biases_key)
 
     def u(params, x):
         return jnp.prod(x * (1 - x), axis=1) * outputs(params, x, act)[:, 0]

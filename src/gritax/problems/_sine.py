@@ -43,9 +43,7 @@ def sine(
     dtype = jnp.zeros(0, dtype).dtype
     act = activation_named(activation)
     weights_key, biases_key, points_key = jax.random.split(jax.random.key(seed), 3)
-    params = perceptron((1, *widths, 1), weights_key, dtype)
-    for layer, key in zip(params, jax.random.split(biases_key, len(params)), strict=True):
-        layer["b"] = jax.random.normal(key, layer["b"].shape, dtype)
+    params = perceptron((1, *widths, 1), weights_key, dtype, biases_key)
     wave = lambda x: jnp.sin(2 * jnp.pi * x) + 0.5 * jnp.sin(6 * jnp.pi * x)
     x = jax.random.uniform(points_key, (num_points, 1), dtype)
     between = jnp.linspace(0, 1, 1000, dtype=dtype)[:, None]

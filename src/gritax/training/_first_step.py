@@ -151,17 +151,14 @@ def _require_arguments(step):
 
 
 def _require_scalar(step, params, stats):
-    def first_loss(step, params, stats, start):
+    arrays, functions = eqx.partition(step, eqx.is_array)
+
+    def first_loss(arrays, params, stats, start):
+        step = eqx.combine(arrays, functions)
         return step.evaluate(params, stats, step.data(start), start)
 
-    arrays, rest = eqx.partition(step, eqx.is_array)
-
-    def of_arrays(arrays, params, stats, start):
-        return first_loss(eqx.combine(arrays, rest), params, stats, start)
-
     try:
-        given = (arrays, params, stats, jax.ShapeDtypeStruct((), jnp.int32))
-        jaxpr, out, _ = eqx.filter_make_jaxpr(of_arrays)(*given)
+        program, out, _ = eqx.filter_make_jaxpr(first_loss)(arrays, params, stats, jax.ShapeDtypeStruct((), jnp.int32))
     except CONTROL_FLOW_ERRORS as error:
         raise ValueError(
             "loss needs the value of something traced: Python control flow on it, int(), float() or a NumPy function. It runs "
@@ -183,7 +180,7 @@ def _require_scalar(step, params, stats):
     if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         found = f"{value.dtype}{list(shape)}" if isinstance(shape, tuple) else f"a {shape}"
         raise ValueError(f"loss must return a floating-point scalar, not {found}: sum or average over the batch.")
-    _notice_changes(rest, jaxpr)
+    _notice_changes(functions, program)
 
 
 def _notice_changes(functions: Any, now: ClosedJaxpr) -> None:
@@ -194,10 +191,10 @@ def _notice_changes(functions: Any, now: ClosedJaxpr) -> None:
         known = _programs.pop((functions, shapes := tuple(map(str, now.in_avals))), None)
     except TypeError:  # what cannot be hashed has no compiled programs to be found again
         return
-    words = _ADDRESS.sub("", str(now.jaxpr))
-    if known is not None and (known[0] != words or not all(map(_same, known[1], now.consts))):
+    operations = _ADDRESS.sub("", str(now.jaxpr))
+    if known is not None and (known[0] != operations or not all(map(_same, known[1], now.consts))):
         logger.info("the loss or the batch reads values that have changed: it is compiled anew")
         forget()
-    _programs[functions, shapes] = words, now.consts
+    _programs[functions, shapes] = operations, now.consts
     while len(_programs) > _MOST_PROGRAMS:
         _programs.pop(next(iter(_programs)))
