@@ -103,6 +103,12 @@ def test_divergence_is_that_of_serial_training():
     assert caught.value.solution.windows
 
 
+def test_speeds_are_not_measured_beyond_the_end_of_training_that_diverges():
+    trained = _train(400_000, optax.sgd(3.0), goal="time", throw=False, loss=lambda w, b: 1e3 * small.loss(w, b) ** 2)[0]
+    assert not trained.converged and trained.reason.startswith("diverged")
+    assert sum(window.num_steps for window in trained.windows) <= 64 + 256 + 1024
+
+
 def test_a_window_that_fails_is_not_passed_on():
     """Coarse steps so long that they blow up: windows are given up, and their steps taken otherwise."""
     trained, _, error = _train(1200, optax.sgd(0.2), coarse=gritax.RescaledRate())

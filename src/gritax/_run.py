@@ -168,7 +168,7 @@ class Run:
         In stretches of growing length, the first of which compiles, until one is long enough to tell.
         """
         steps, taken = min(_FIRST, most // 2), list[tuple[int, float]]()
-        while steps and (len(taken) < 2 or taken[-1][1] < _ENOUGH):
+        while steps and self.is_finite and (len(taken) < 2 or taken[-1][1] < _ENOUGH):
             began = time.perf_counter()
             self.serially(steps, "to measure how long they take")
             taken.append((steps, time.perf_counter() - began))
