@@ -224,7 +224,8 @@ def test_a_second_moment_of_zero_is_no_reason_to_blame_serial_training(mixed_dty
     loss = lambda params, batch: small.loss(params["network"], batch) + 0 * jnp.sum(params["idle"])
     step = gritax.TrainStep(loss, optax.adam(1e-2), small.batches(), gritax.RescaledRate())
     state = step.init({"network": small.params(), "idle": jnp.ones(3)})
-    solution = gritax.solve(step, state, 64, gritax.Multigrid((4, 4)), max_iterations=2, throw=False)
+    method = gritax.Multigrid((4, 4))
+    solution = gritax.solve(step, state, 64, method, max_iterations=2, initial_guess="nested", throw=False)
     assert "hardly falls" in solution.reason
     assert "stable" in solution.reason
     assert "Serial training" not in solution.reason

@@ -77,9 +77,16 @@ def test_skipped_first_down_sweep_and_nested_guess():
 
 
 def test_a_graded_guess():
-    # Sizes 16, 8, 4: both steps of the intervals of level 1, then 3 steps of level 2 from its point 1, and 1 to fill level 1.
+    # Sizes 16, 8, 4: an interval of level 0; of level 1 the second step of the first interval and both of the next; 2 steps of
+    # level 2 from its point 2; and 1 to fill level 1.
     graded = _solve(16, 0, guess="graded", max_levels=3)
-    assert (graded.depth, graded.work) == (2 + 3 + 1 + 2, 4 * 2 + 3 + 4 + 16)
+    assert (graded.depth, graded.work, graded.exact_steps) == (2 + 1 + 2 + 2 + 1 + 2, 16 + 4 + 8 + 2 + 4 + 16, 2)
+    # Factors of 4: two intervals of each level, as many as FCF-relaxation makes exact.
+    graded = _solve(256, 0, guess="graded", max_levels=3, coarsening=4)
+    assert (graded.depth, graded.work, graded.exact_steps) == (8 + 2 + 4 + 14 + 3 + 4, 512 + 32 + 64 + 14 + 48 + 256, 8)
+    # F-relaxation makes one exact.
+    graded = _solve(256, 0, guess="graded", max_levels=3, coarsening=4, relaxation=0)
+    assert (graded.depth, graded.work, graded.exact_steps) == (4 + 3 + 15 + 3 + 4, 256 + 48 + 15 + 48 + 256, 4)
 
 
 def test_trailing_points_are_one_more_lane_of_the_same_depth():

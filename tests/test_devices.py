@@ -258,7 +258,7 @@ def test_messages_of_an_iteration(count, steps, groups):
             assert counts == ({to_all: 2} if level.points.is_shared and level.layout.group > level.points.group else {})
         elif not level.layout.is_shared:
             assert counts == {}
-        elif name == "first_arrival":
+        elif name in ("arrival", "interval_points"):
             assert counts == {"all-reduce": 1}
         else:
             assert counts == expected.get(name, {}), name

@@ -132,7 +132,7 @@ def test_curvature_that_rises_on_the_way_starts_the_solve_again():
 
 def test_a_refresh_of_the_callers_is_kept_and_its_divergence_is_an_error():
     loss = lambda w, batch: 0.5 * jnp.sum(2 * w**2)
-    step = gritax.TrainStep(loss, optax.sgd(0.5), lambda step: None, gritax.FrozenGradient(refresh=64))
+    step = gritax.TrainStep(loss, optax.sgd(0.4), lambda step: None, gritax.FrozenGradient(refresh=64))
     with pytest.raises(gritax.ConvergenceError, match="diverged"):
         gritax.solve(step, step.init(jnp.ones(2)), 4096, gritax.Multigrid((8, 8), relaxation=0))
 

@@ -148,9 +148,12 @@ def test_initial_guesses():
 def _graded(phi, state, size, factor, num_levels):
     """The guess at the points `factor, 2 factor, …`, step by step."""
     known, here = {0: state}, 0
-    for stride in [factor**index for index in range(1, num_levels)]:
-        last = size if stride == factor ** (num_levels - 1) else stride * factor
-        while here + stride <= last:
+    coarsest = num_levels - 1
+    for level in range(num_levels):
+        stride = factor**level
+        next_factor = size // factor**coarsest if level == coarsest - 1 else factor
+        alone = max(min(2, next_factor - 1), 1) * stride * factor
+        while here + stride <= (size if level == coarsest else alone):
             known[here + stride] = phi(known[here], here, stride)
             here += stride
     for stride in [factor**index for index in reversed(range(1, num_levels - 1))]:
@@ -196,7 +199,7 @@ def test_parareal_is_two_levels_and_f_relaxation():
             new.append(coarse(new[-1], k) + interval(u[k], k) - coarse(u[k], k))
         u = new
     method = gritax.Multigrid(coarsening=factor, max_levels=2, relaxation=0)
-    solution = gritax.solve(fine, state, factor * intervals, method, tolerance=0, max_iterations=3)
+    solution = gritax.solve(fine, state, factor * intervals, method, tolerance=0, max_iterations=3, initial_guess="nested")
     np.testing.assert_allclose(solution.state, u[-1], rtol=1e-13)
 
 

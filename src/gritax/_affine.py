@@ -142,6 +142,10 @@ class AffineStep(eqx.Module):
     def method(self, num_steps: int) -> Multigrid:
         return Multigrid(_FACTOR)
 
+    def initial_guess(self) -> str:
+        """Its coarse steps are exact, long ones too."""
+        return "nested"
+
     def depth(self, stride: int) -> int:
         return stride if stride not in self.compositions and stride > 1 else 1
 

@@ -15,7 +15,18 @@ from jaxtyping import Array, PyTree
 from ._correction import keep_exact, restrict
 from ._cycle import Cycle
 from ._norms import measure, residual_norm
-from ._relaxation import all_points, arrived, begun_with, everywhere, first_arrival, march, relax_coarse, relax_finest
+from ._relaxation import (
+    all_points,
+    arrival,
+    arrived,
+    begun_with,
+    everywhere,
+    interval_points,
+    march,
+    relax_coarse,
+    relax_finest,
+    uniform,
+)
 
 
 def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:
@@ -34,13 +45,16 @@ def kernels_of(cycle: Cycle, u0: PyTree[Array]) -> list[tuple[Any, tuple]]:
 
     evolution, count = cycle.evolution, np.int32(1)
     finest, *coarser = cycle.hierarchy.levels
+
     c, e = points(finest.layout.total), points(finest.layout.lanes(finest.num_intervals))
     kernels = [
         (relax_finest, (finest, evolution, c, e, count)),
         (measure, (finest, evolution, c, e, u0, u0, u0)),
         (residual_norm, (finest, c, e)),
         (arrived, (finest, c)),
-        (keep_exact, (finest, c, e, count)),
+        (uniform, (finest, u0, u0)),
+        (arrival, (finest, e, count)),
+        (keep_exact, (finest, c, c, e, count)),
     ]
     for level in coarser:
         c, arrivals = points(level.layout.total), points(level.points.lanes(level.size))
@@ -54,7 +68,7 @@ def kernels_of(cycle: Cycle, u0: PyTree[Array]) -> list[tuple[Any, tuple]]:
             kernels += [
                 (relax_coarse, (level, evolution, c, g, count, count, count)),
                 (all_points, (level, c, reached)),
-                (first_arrival, (level, reached)),
-                (begun_with, (level, points(level.points.total), u0, c, reached, count)),
+                (interval_points, (level, u0, reached, count, count)),
+                (begun_with, (level, points(level.points.total), points(level.factor), count, count)),
             ]
     return kernels

@@ -30,9 +30,9 @@ def restrict(level: Level, evolution: Evolution, c: Points, e: Points) -> tuple[
     return jax.tree.map(lambda x: x[: level.num_steps], g), jax.tree.map(lambda x: x[:: level.factor][: level.layout.here], c)
 
 
-@per_level("intervals", c="intervals", e="intervals")
-def keep_exact(level: Level, c: Points, e: Points, front: Array) -> Points:
-    """`c` after the correction, with the arrivals `e` up to C-point `front`, where they are serial training's states.
+@per_level("intervals", corrected="intervals", c="intervals", e="intervals")
+def keep_exact(level: Level, corrected: Points, c: Points, e: Points, front: Array) -> Points:
+    """`corrected`, but up to C-point `front` what relaxation, with `c` and arrivals `e`, had: serial training's states.
 
     The correction gives the same values there, to rounding, as long as the coarse propagators stay finite. Taking the arrivals
     makes finite termination hold whatever they do.
@@ -43,4 +43,4 @@ def keep_exact(level: Level, c: Points, e: Points, front: Array) -> Points:
     def keep(x, y):
         return jnp.where(jax.lax.expand_dims(exact, range(1, x.ndim)), y, x)
 
-    return jax.tree.map(keep, c, level.layout.arrivals(c, e))
+    return jax.tree.map(keep, corrected, level.layout.arrivals(c, e))

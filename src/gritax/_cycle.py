@@ -81,49 +81,57 @@ class Cycle:
         if finest.sweeps:
             c, e, _ = self.relax_finest(c, e, finest.sweeps)
         relaxed = residual_norm(finest, c, e)
-        self.front += 1 + (finest.sweeps if finest.weight == 1 else 0)
+        self.front += finest.exact_intervals
         corrected = c if len(self.hierarchy) == 1 else self.correct(finest, c, e, self.method.cycle)
-        return keep_exact(finest, corrected, e, np.int32(self.front)), relaxed
+        return keep_exact(finest, corrected, c, e, np.int32(self.front)), relaxed
 
     def ascend(self, u0: PyTree[Array], cycle: str) -> Points:
         """The C-points of level 0 by the way up alone: solve the coarsest level for its own propagator, fill the others."""
-        coarsest = self.hierarchy[-1]
-        c, g = kernels.everywhere(coarsest, u0)
         if len(self.hierarchy) == 1:
-            return self.march_finest(c)
-        c = self.march(c, g)
+            return self.march_finest(u0)
+        self.front = 0
+        c = self.march(*kernels.everywhere(self.hierarchy[-1], u0))
         for level in reversed(self.hierarchy.levels[1:-1]):
             _, g = kernels.everywhere(level, u0)
             c = self.fill(level, c, g) if cycle == "V" else self.solve(level, c, g, "V")
         return c
 
     def ascend_graded(self, u0: PyTree[Array]) -> Points:
-        """As `ascend` in a V-cycle, but each level begins where the next finer one has taken a first interval of its own.
+        """As `ascend` in a V-cycle, but each level begins where the next finer one has taken its first intervals by itself.
 
-        So strides grow with the distance from the start. All intervals go along with the first, in the program of the level's
-        relaxation, which is compiled anyway.
+        So strides grow with the distance from the start. All intervals go along with the first ones, in the programs of the
+        level's relaxation, which are compiled anyway.
         """
-        coarsest = self.hierarchy[-1]
         if len(self.hierarchy) == 1:
-            return self.march_finest(kernels.everywhere(coarsest, u0)[0])
-        begun, first, beginnings = u0, 0, []
-        for level in self.hierarchy.levels[1:-1]:
-            c, g = kernels.everywhere(level, begun)
-            reached = self.relax_coarse(level, c, g, 1, level.factor, first)[2]
-            beginnings.append((level, g, c, reached, np.int32(first)))
-            begun, first = kernels.first_arrival(level, reached), 1
+            return self.march_finest(u0)
+        finest, coarsest = self.hierarchy[0], self.hierarchy[-1]
+        self.front, *counts = intervals_alone(self.hierarchy)
+        c = kernels.uniform(finest, u0, u0)
+        relaxed, e, _ = self.relax_finest(c, arrived(finest, c), self.front)
+        begun, first, alone = kernels.arrival(finest, e, np.int32(self.front - 1)), self.front, {}
+        for level, count in zip(self.hierarchy.levels[1:-1], counts, strict=True):
+            for interval in range(count):
+                c, g = kernels.everywhere(level, begun)
+                reached = self.relax_coarse(level, c, g, 1, level.factor, first)[2]
+                points, begun = kernels.interval_points(level, begun, reached, np.int32(interval), np.int32(first))
+                alone[level, interval], first = (points, first), 0
+            first = count
         c, g = kernels.everywhere(coarsest, begun)
         c = self.march(c, g, first)
-        for level, g, *beginning in reversed(beginnings):
-            c = kernels.begun_with(level, self.fill(level, c, g), u0, *beginning)
-        return c
+        for level, count in reversed([*zip(self.hierarchy.levels[1:-1], counts, strict=True)]):
+            c = self.fill(level, c, kernels.everywhere(level, begun)[1])
+            for interval in range(count):
+                points, first = alone[level, interval]
+                c = kernels.begun_with(level, c, points, np.int32(interval), np.int32(first))
+        return keep_exact(finest, c, relaxed, e, np.int32(self.front))
 
-    def march_finest(self, c: Points) -> Points:
+    def march_finest(self, u0: PyTree[Array]) -> Points:
         """The points of the only level there is."""
         finest = self.hierarchy[0]
+        c = kernels.uniform(finest, u0, u0)
         c, e, _ = self.relax_finest(c, arrived(finest, c), 1)
         self.front = 1
-        return keep_exact(finest, c, e, np.int32(1))
+        return keep_exact(finest, c, c, e, np.int32(1))
 
     def correct(self, level: Level, c: Points, e: Points, cycle: str) -> Points:
         """The C-points of `level` from the level below it: restrict, solve there, take its points."""
@@ -164,6 +172,15 @@ class Cycle:
         coarsest = self.hierarchy[-1]
         self._count(coarsest, np.full(1, first), coarsest.size - first)
         return kernels.march(coarsest, self.evolution, c, g, np.int32(first))
+
+
+def intervals_alone(hierarchy: Hierarchy) -> list[int]:
+    """How many intervals each level but the coarsest takes by itself in the graded guess.
+
+    As many as relaxation makes exact on it, if the next level has a step of its first interval left to take.
+    """
+    pairs = zip(hierarchy.levels, hierarchy.levels[1:], strict=False)
+    return [max(min(level.exact_intervals, coarse.factor - 1), 1) for level, coarse in pairs]
 
 
 def _interval_starts(level: Level) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
+from ._cycle import intervals_alone
 from ._hierarchy import Hierarchy
 
 
@@ -22,13 +24,15 @@ def applications(hierarchy: Hierarchy) -> list[Applications]:
     if not relaxed:
         return [Applications(1, 1, last.size, last.size)]
     finest, *between = relaxed
-    found = [Applications(1, finest.num_intervals, finest.factor, (finest.sweeps + 1) * finest.factor)]
-    for level in between:
+    alone = intervals_alone(hierarchy)
+    found = [Applications(1, finest.num_intervals, (alone[0] + 1) * finest.factor, (finest.sweeps + 1) * finest.factor)]
+    for level, (first, count) in zip(between, pairwise(alone), strict=True):
         # FC sweeps and the F-relaxation before them, F-points on the way up; and the right-hand side.
         sweeps = (level.sweeps + 2) * level.factor - 1
-        found.append(Applications(level.stride, level.num_intervals, 2 * (level.factor - 1), sweeps))
+        found.append(Applications(level.stride, level.num_intervals, (count + 1) * level.factor - 1 - first, sweeps))
         found.append(Applications(level.stride, level.size, 0, 1))
-    return [*found, Applications(last.stride, 1, last.size, last.size), Applications(last.stride, last.size, 0, 1)]
+    marched = Applications(last.stride, 1, last.size - alone[-1], last.size)
+    return [*found, marched, Applications(last.stride, last.size, 0, 1)]
 
 
 def expected_depth(hierarchy: Hierarchy, depth: Callable[[int], int], iterations: int) -> int:

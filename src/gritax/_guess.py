@@ -10,14 +10,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._cycle import Cycle
+from ._evolution import Phi, optional
 from ._hierarchy import Level
 from ._kernel import per_level
 from ._layout import replicated
-from ._relaxation import Points
+from ._relaxation import Points, uniform
 from ._state import called
 
 
 InitialGuess = Literal["graded", "nested", "zeros", "constant"] | Callable[[Any], PyTree]
+
+
+def proposed_guess(phi: Phi) -> InitialGuess:
+    propose = optional(phi, "initial_guess")
+    return "graded" if propose is None else propose()
 
 
 def require_known_guess(initial_guess: InitialGuess, state: PyTree) -> None:
@@ -37,7 +43,7 @@ def first_guess(cycle: Cycle, u0: PyTree[Array], initial_guess: InitialGuess) ->
     if initial_guess in ("graded", "nested"):
         return cycle.ascend_graded(stored) if initial_guess == "graded" else cycle.ascend(stored, "V")
     if not callable(initial_guess):
-        return _uniform(finest, stored, jax.tree.map(jnp.zeros_like, stored) if initial_guess == "zeros" else stored)
+        return uniform(finest, stored, jax.tree.map(jnp.zeros_like, stored) if initial_guess == "zeros" else stored)
     steps = jnp.arange(1, finest.num_intervals + 1, dtype=jnp.int32) * finest.factor
     state = cycle.evolution.merge(u0, cycle.evolution.clock(jnp.int32(0)))
 
@@ -59,17 +65,6 @@ def _guessed(initial_guess, state, step):
         return jax.tree.map(fit, given, state) if jax.tree.structure(given) == jax.tree.structure(state) else given
 
     return called("initial_guess(step)", "step", guess, state, step)
-
-
-@per_level("intervals")
-def _uniform(level: Level, u0: PyTree[Array], u: PyTree[Array]) -> Points:
-    """One state at all C-points but the first."""
-
-    def fill(first, other):
-        is_first = jax.lax.expand_dims(level.layout.index() == 0, range(1, other.ndim + 1))
-        return jnp.where(is_first, first[None], other[None])
-
-    return jax.tree.map(fill, u0, u)
 
 
 @per_level("intervals")

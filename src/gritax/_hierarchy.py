@@ -34,6 +34,11 @@ class Level:
         return self.size // self.factor
 
     @property
+    def exact_intervals(self) -> int:
+        """How many intervals relaxation, from the first on, makes exact."""
+        return 1 + (self.sweeps if self.weight == 1 else 0)
+
+    @property
     def tail(self) -> int:
         """The F-points after the last C-point."""
         return self.size % self.factor

@@ -112,7 +112,7 @@ class Layout:
         mine = (place > 0) & (place <= self.block) | (place == 0) & (self.first() == 0)
         return self._from(jax.tree.map(lambda x: x[jnp.clip(place, 0, self.block)], x), mine)
 
-    def from_lane(self, x: PyTree[Array], lane: int) -> PyTree[Array]:
+    def from_lane(self, x: PyTree[Array], lane: Array | int) -> PyTree[Array]:
         """What a device that has this lane knows, on every device."""
         if not self.is_shared:
             return x

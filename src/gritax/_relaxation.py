@@ -204,23 +204,49 @@ def everywhere(level: Level, u: PyTree[Array]) -> tuple[Points, Points]:
     return jax.tree.map(at_all(level.layout.here), u), jax.tree.map(at_all(level.num_steps), zero)
 
 
+@per_level("intervals")
+def uniform(level: Level, u0: PyTree[Array], u: PyTree[Array]) -> Points:
+    """One state at all C-points but the first."""
+
+    def fill(first, other):
+        is_first = jax.lax.expand_dims(level.layout.index() == 0, range(1, other.ndim + 1))
+        return jnp.where(is_first, first[None], other[None])
+
+    return jax.tree.map(fill, u0, u)
+
+
+@per_level(None, e="intervals")
+def arrival(level: Level, e: Points, interval: Array) -> PyTree[Array]:
+    """What this interval, by number, arrives at."""
+    place = jnp.maximum(interval - level.layout.first(), 0)
+    return level.layout.from_lane(jax.tree.map(lambda x: x[jnp.minimum(place, len(x) - 1)], e), interval)
+
+
 @per_level(None, reached="reached")
-def first_arrival(level: Level, reached: Points) -> PyTree[Array]:
-    """Of all that was reached, the state at the end of the first interval."""
-    return level.layout.from_lane(jax.tree.map(lambda x: x[-1, 0], reached), 0)
+def interval_points(
+    level: Level, begun: PyTree[Array], reached: Points, interval: Array, first: Array
+) -> tuple[Points, PyTree[Array]]:
+    """(the points of this interval, by number, from its point `first` on in the state `begun`; what it arrives at)."""
+    place = interval - level.layout.first()
+
+    def taken(begun, reached):
+        lane = reached[:, jnp.clip(place, 0, reached.shape[1] - 1)]
+        return jnp.concatenate([begun[None], lane]).at[first].set(begun)
+
+    points = level.layout.from_lane(jax.tree.map(taken, begun, reached), interval)
+    return jax.tree.map(lambda x: x[:-1], points), jax.tree.map(lambda x: x[-1], points)
 
 
-@per_level("points", points="points", c="intervals", reached="reached")
-def begun_with(level: Level, points: Points, u0: PyTree[Array], c: Points, reached: Points, first: Array) -> Points:
-    """The points of a level, with `u0` and the first interval in `reached`, from point `first` on in the state `c[0]`."""
-    index = level.points.index()
+@per_level("points", points="points")
+def begun_with(level: Level, points: Points, known: Points, interval: Array, first: Array) -> Points:
+    """The points of a level with those `known` of this interval, by number, from its point `first` on."""
+    place = level.points.index() - interval * level.factor
 
-    def begin(points, u0, c, reached):
-        begun = jnp.concatenate([u0[None], reached[:-1, 0]]).at[first].set(c[0])
-        is_begun = jax.lax.expand_dims(index < len(begun), range(1, points.ndim))
-        return jnp.where(is_begun, begun[jnp.minimum(index, len(begun) - 1)], points)
+    def begin(points, known):
+        is_known = jax.lax.expand_dims((place >= first) & (place < level.factor), range(1, points.ndim))
+        return jnp.where(is_known, known[jnp.clip(place, 0, level.factor - 1)], points)
 
-    return jax.tree.map(begin, points, u0, c, reached)
+    return jax.tree.map(begin, points, known)
 
 
 @per_level(None, c="intervals")

@@ -16,7 +16,7 @@ from ._arguments import require_whole
 from ._attempt import Bounds, Progress as Progress
 from ._convergence import ConvergenceError, require_tolerance
 from ._evolution import Phi, evaluations, optional
-from ._guess import InitialGuess, require_known_guess
+from ._guess import InitialGuess, proposed_guess, require_known_guess
 from ._hierarchy import Multigrid
 from ._profile import Recording
 from ._sharing import as_mesh, is_of_several_processes, unshared
@@ -46,7 +46,7 @@ def solve(
     *,
     tolerance: float | None = None,
     max_iterations: int = 50,
-    initial_guess: InitialGuess = "graded",
+    initial_guess: InitialGuess | None = None,
     save_every: int | None = None,
     checkpoint: str | os.PathLike | None = None,
     resume: bool | str | os.PathLike = False,
@@ -73,8 +73,9 @@ def solve(
       `max_iterations` and never raises.
     - `max_iterations`: at most so many iterations.
     - `initial_guess`: `"nested"` solves the coarsest level with its own propagator and fills the finer ones from it; `"graded"`
-      does so too, but begins in the strides of level 1, which grow with the distance from the start; `"zeros"` and
-      `"constant"` (the initial state) at every point; or a function `step -> state`, which may get a traced step.
+      does so too, but begins with training steps, in strides that grow with the distance from the start; `"zeros"` and
+      `"constant"` (the initial state) at every point; or a function `step -> state`, which may get a traced step. `None` for
+      what phi proposes, else `"graded"`.
     - `save_every`: keep the states after every so many steps, in `Solution.states`.
     - `checkpoint`: a directory for the iterates, each kept once it is computed, the last two of them, by orbax-checkpoint
       (`pip install 'gritax[checkpoints]'`). Each device keeps its own C-points.
@@ -117,7 +118,8 @@ def solve(
 
     def solved(phi, state, exactly):
         evolution, floating, clock = validated(prepared(phi, num_steps), state, num_steps)
-        require_known_guess(initial_guess, evolution.merge(floating, clock))
+        guess = proposed_guess(phi) if initial_guess is None else initial_guess
+        require_known_guess(guess, evolution.merge(floating, clock))
         keep = None
         if asked_for:
             state, means = evolution.merge(floating, clock), str(method and replace(method, lanes=None))
@@ -132,7 +134,7 @@ def solve(
             method,
             tolerance=tolerance,
             max_iterations=int(max_iterations),
-            initial_guess=initial_guess,
+            initial_guess=guess,
             progress=progress,
             bounds=Bounds(aim=AIM) if exactly else Bounds(),
             mesh=mesh,

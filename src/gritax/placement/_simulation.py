@@ -156,7 +156,7 @@ class Simulation:
             "relax_finest": (evolution, c, e, *counts),
             "measure": (evolution, c, e, self._u0, self._u0, self._u0),
             "residual_norm": (c, e),
-            "keep_exact": (c, e, *counts),
+            "keep_exact": (c, c, e, *counts),
             "restrict": (evolution, stacked(level.size + 1), g),
             "relax_coarse": (evolution, c, g, *counts),
             "all_points": (c, reached),
