@@ -145,6 +145,20 @@ def test_initial_guesses():
     assert np.isnan(skipped.relaxed_residuals[0])
 
 
+def test_a_phi_proposes_its_guess():
+    class Exact:
+        def __call__(self, u, start, stride):
+            return u * 0.99**stride
+
+        def initial_guess(self):
+            return "nested"
+
+    solve = partial(gritax.solve, Exact(), 1.0, 256)
+    proposed = solve()
+    assert proposed.iterations == 0 and proposed.depth == solve(initial_guess="nested").depth
+    assert proposed.depth < solve(initial_guess="graded").depth
+
+
 def _graded(phi, state, size, factor, num_levels):
     """The guess at the points `factor, 2 factor, …`, step by step."""
     known, here = {0: state}, 0

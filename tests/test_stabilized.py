@@ -164,16 +164,46 @@ def test_refused(make, message):
         make()
 
 
-def test_directions_are_measured_along_the_guess_unless_the_optimizer_remembers():
-    for optimizer, at_guess in ((optax.sgd(0.1), True), (optax.sgd(0.02, momentum=0.9), False)):
-        step = gritax.TrainStep(small.loss, optimizer, small.batches())
-        states = jax.tree.map(lambda x: jnp.stack([x, x]), step.init(small.params()))
-        starts = np.array([0, 32], np.int32)
-        first = jax.tree.map(lambda x: x[:1], states)
-        coarse, *_ = gritax.Stabilized(directions=2).adapted(step, first, starts[:1], 64, None)
-        levels = coarse.method(64)
-        coarse, depth, _ = coarse.adapted(step, states, starts, 64, 0)
-        assert (depth > 0) == at_guess
-        coarse, depth, _ = coarse.adapted(step, states, starts, 64, 1)
-        assert (depth > 0) != at_guess
+@pytest.mark.parametrize(
+    ("optimizer", "at_guess", "after_one"),
+    [
+        (optax.sgd(0.1), "directions", None),
+        (optax.sgd(0.02, momentum=0.9), "curvature", "directions"),
+        (optax.adam(1e-3), None, "directions"),
+    ],
+)
+def test_what_is_measured_along_a_guess_is_what_a_guess_is_good_enough_for(optimizer, at_guess, after_one):
+    step = gritax.TrainStep(small.loss, optimizer, small.batches())
+    states = jax.tree.map(lambda x: jnp.stack([x, x]), step.init(small.params()))
+    starts = np.array([0, 32], np.int32)
+    first = jax.tree.map(lambda x: x[:1], states)
+    coarse, *_ = gritax.Stabilized(directions=2).adapted(step, first, starts[:1], 64, None)
+    levels = coarse.method(64)
+    for iteration, measured in enumerate((at_guess, after_one, None)):
+        had = "directions" in str(coarse)
+        coarse, depth, _ = coarse.adapted(step, states, starts, 64, iteration)
+        assert (depth > 0) == (measured is not None)
+        assert ("directions" in str(coarse)) == (had or measured == "directions")
         assert coarse.method(64) == levels
+
+
+def test_the_margin_of_the_initial_curvature_is_taken_off_once():
+    step = gritax.TrainStep(small.loss, optax.sgd(0.02, momentum=0.9), small.batches())
+    states = jax.tree.map(lambda x: x[None], step.init(small.params()))
+    at = lambda start: (step, states, np.array([start], np.int32), 64)
+    coarse, *_ = gritax.Stabilized(directions=2).adapted(*at(0), None)
+    begun = coarse.largest_kappa
+    along, *_ = coarse.adapted(*at(32), 0)
+    after, *_ = along.adapted(*at(32), 1)
+    assert along.largest_kappa < begun
+    np.testing.assert_allclose(after.largest_kappa, along.largest_kappa, rtol=0.15)
+
+
+@pytest.mark.parametrize(("optimizer", "first", "last"), [(optax.sgd(0.1), 4, 0), (optax.sgd(0.1, momentum=0.8), 28, 1)])
+def test_levels_are_those_that_the_memory_of_the_optimizer_asks_for(optimizer, first, last):
+    """28 steps are twice those after which a velocity of .8 has had 95 percent of its effect."""
+    step = gritax.TrainStep(lambda w, x: 0.005 * jnp.sum(w**2), optimizer, lambda step: None, gritax.Stabilized())
+    phi = step.adapted(jax.tree.map(lambda x: x[None], step.init(jnp.ones(4))), np.zeros(1, np.int32), 4096, None)[0]
+    method = phi.method(4096)
+    assert method.coarsening[0] == first and max(method.coarsening[1:]) == 4
+    assert method.relaxation == (*[1] * (len(method.coarsening) - 1), last)

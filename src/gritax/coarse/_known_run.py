@@ -64,11 +64,10 @@ class KnownRun(eqx.Module):
     def factors(self, num_steps: int) -> list[int]:
         """Factors of 4 to the longest stride that takes one stage, and on from there to a few steps on the coarsest level.
 
-        With momentum the first interval is long enough for a velocity to decay in it, and as long as its stages reach.
+        With momentum the first interval is long enough for a velocity to decay in it.
         """
         kappa, first, most = float(self.levels_kappa), self.first_factor, max(num_steps // _FEWEST, 2)
-        count = next(s for s in itertools.count(1) if reach(s, kappa) >= first)
-        factors = [min(first if count == 1 else reach(count, kappa), most)] if first > 1 else []
+        factors = [min(first, most)] if first > 1 else []
         while (left := min(reach(1, kappa), most) // math.prod(factors)) > 1:
             factors.append(min(_FACTOR, left))
         while num_steps // (math.prod(factors) * _FACTOR) >= _FEWEST:

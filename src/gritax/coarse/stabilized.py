@@ -127,8 +127,13 @@ class Stabilized(eqx.Module):
         return depth, depth * starts.shape[1] * stride
 
     def method(self, num_steps: int) -> Multigrid:
-        """Factors of 4 to the longest stride that takes one stage, and on from there to a few steps on the coarsest level."""
-        return Multigrid(coarsening=tuple(self._known.factors(num_steps)) or _FACTOR)
+        """Factors of 4 to the longest stride that takes one stage, and on from there to a few steps on the coarsest level.
+
+        An optimizer with a memory needs FCF-relaxation everywhere: coarse steps leave it wrong, and an interval mends it. For
+        others F-relaxation will do on the last level that has any, whose steps are the dearest.
+        """
+        factors = tuple(self._known.factors(num_steps)) or (_FACTOR,)
+        return Multigrid(factors, relaxation=(*[1] * (len(factors) - 1), int(len(factors) == 1 or self._known.lasting > 1)))
 
     def __call__(self, step: Any, state: PyTree, start: Array, stride: int) -> PyTree:
         replay = Replay(step, state, start, stride, self.chunk)
@@ -174,31 +179,33 @@ class Stabilized(eqx.Module):
         """
         if iteration is None:
             self = self._begun(step, states, num_steps)
-        # The velocities and second moments of a guess are too far from the trajectory: what they meet says nothing.
-        if self.kappa is not None or (iteration == 0 and self._known.lasting > 1) or (iteration and self._known.is_measured):
+        known, directions = self._known, self._stiffest_directions
+        # In a guess velocities are too far from the trajectory for directions, and second moments for anything.
+        in_motion = iteration == 0 and known.lasting > 1
+        if self.kappa is not None or (in_motion and linear(step.optimizer, _initial(step, states)) is None):
             return self, 0, 0
-        span = min(SPAN, max(num_steps // 2, 1))
-        where = np.clip(starts, 0, max(num_steps - 2 * span, 0))
-        directions = self._stiffest_directions
-        if iteration is None:
+        if iteration and known.is_measured and (directions is None or directions.anywhere):
+            return self, 0, 0
+        if iteration is None or in_motion or directions is None:
             measure = lambda: kappas_along(step, states, starts, num_steps, self.chunk)
             found, depth, work = measure() if kappas is None else (kappas, 0, 0)
-            found = np.nan_to_num(found * self._margin, nan=1.0, posinf=1.0) * _EARLY
-            return self._with(self._known.along(starts, found), directions), depth, work
-        if directions is None:
-            found, depth, work = kappas_along(step, states, starts, num_steps, self.chunk)
             rest = found
         else:
+            span = min(SPAN, max(num_steps // 2, 1))
+            where = np.clip(starts, 0, max(num_steps - 2 * span, 0))
             directions, found, rest, depth, work = stiffest_directions(step, states, where, span, self.chunk, directions)
+        if iteration is None:
+            found = np.nan_to_num(found * self._margin, nan=1.0, posinf=1.0) * _EARLY
+            return self._with(known.along(starts, found), directions), depth, work
         if not np.all(np.isfinite(found)):  # the solve diverges, and is started again
             return self, depth, work
-        first = self._known.curvature.kappas[0] / _EARLY
+        first = known.curvature.kappas[0] / (1 if known.is_measured else _EARLY)
         found, rest = (np.append(first, each * self._margin) for each in (found, rest))
-        return self._with(self._known.along(np.append(0, starts), found, rest), directions), depth, work
+        return self._with(known.along(np.append(0, starts), found, rest), directions), depth, work
 
     def _begun(self, step: Any, states: PyTree, num_steps: int) -> "Stabilized":
         """What depends on the optimizer and the sizes alone."""
-        params = jax.tree.map(lambda x: x[0], step.split(states.params)[0])
+        params = _initial(step, states)
         lasting = memory(step.optimizer, params)
         # A velocity is to have decayed within an interval; where it is divided by the root of a second moment, it is small.
         first = 1 if lasting == 1 else 2 * lasting if linear(step.optimizer, params) else 2 * _FACTOR
@@ -229,3 +236,8 @@ class Stabilized(eqx.Module):
         words = f"Stabilized, kappa {used.max():.2g} to {used.min():.2g} a training step"
         known = self._stiffest_directions
         return f"{words} beside {known.count} directions" if known and known.anywhere else words
+
+
+def _initial(step: Any, states: PyTree) -> PyTree:
+    """The trainable parameters of the first of these states."""
+    return jax.tree.map(lambda x: x[0], step.split(states.params)[0])
