@@ -133,7 +133,7 @@ def test_signs_of_gradients_end_with_serial_weights_and_a_warning():
     with pytest.warns(UserWarning, match="the training step jumps") as warned:
         solution = gritax.solve(step, state, 256, gritax.Multigrid((8,)))
     assert warned[0].filename == __file__
-    assert solution.iterations == 16
+    assert solution.iterations == 15  # two of the 32 intervals are exact in the guess, and two more after every iteration
     assert small.relative_error(step, state, 256, solution) <= 1e-6
 
 
