@@ -217,7 +217,9 @@ class Monitor:
         sentence = f"not converged: {name} {residual:.3g} after {iteration} iterations, tolerance {tolerance:.3g}"
         # The initial guess is no iterate to judge a rate by; and a relative residual may fall because the weights run away.
         past, absolute = self.history[1:][-6:], self.absolute[1:][-6:]
-        if len(past) > 1 and 0 < residual < 0.95 * past[0] and absolute[-1] < 0.95 * absolute[0]:
+        if len(past) < 2:
+            return Verdict(False, f"{sentence}. So few show no rate yet: raise max_iterations")
+        if 0 < residual < 0.95 * past[0] and absolute[-1] < 0.95 * absolute[0]:
             factor = (residual / past[0]) ** (1 / (len(past) - 1))
             more = math.ceil(math.log(tolerance / residual) / math.log(factor))
             if more <= max(30, 4 * iteration):
