@@ -174,5 +174,7 @@ def test_the_stiffest_directions_are_predicted_as_they_are_taken():
     predicted = gritax.spectrum(step, state, 2048)
     assert "beside 20 directions" in str(predicted)
     solution = gritax.solve(step, state, 2048, tolerance=1e-9)
-    measured = solution.residuals[-1] / solution.residuals[-2]
+    # From one iteration to the next it swings between half of what is predicted and a tenth more.
+    after = solution.residuals[1:]
+    measured = (after[-1] / after[0]) ** (1 / (len(after) - 1))
     assert 0.5 < predicted.factor / measured < 2
