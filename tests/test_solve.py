@@ -157,6 +157,17 @@ def test_a_phi_proposes_its_guess():
     proposed = solve()
     assert proposed.iterations == 0 and proposed.depth == solve(initial_guess="nested").depth
     assert proposed.depth < solve(initial_guess="graded").depth
+    with pytest.raises(ValueError, match=r"phi.initial_guess\(\) must return one of 'graded', .*, not 3"):
+        Exact.initial_guess = lambda self: 3
+        solve()
+
+
+def test_nothing_is_spent_on_a_guess_that_is_replaced():
+    method = gritax.Multigrid(4, skip_first_down=True)
+    solve = partial(gritax.solve, _nonlinear, _state(), 256, method, tolerance=0, max_iterations=2)
+    default, graded = solve(), solve(initial_guess="graded")
+    np.testing.assert_array_equal(default.residuals[1:], graded.residuals[1:])
+    assert default.depth < graded.depth and default.exact_steps == graded.exact_steps
 
 
 def _graded(phi, state, size, factor, num_levels):

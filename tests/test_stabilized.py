@@ -187,16 +187,17 @@ def test_what_is_measured_along_a_guess_is_what_a_guess_is_good_enough_for(optim
         assert coarse.method(64) == levels
 
 
-def test_the_margin_of_the_initial_curvature_is_taken_off_once():
-    step = gritax.TrainStep(small.loss, optax.sgd(0.02, momentum=0.9), small.batches())
-    states = jax.tree.map(lambda x: x[None], step.init(small.params()))
-    at = lambda start: (step, states, np.array([start], np.int32), 64)
-    coarse, *_ = gritax.Stabilized(directions=2).adapted(*at(0), None)
+def test_a_guess_that_is_too_stiff_is_forgotten_after_the_first_iteration():
+    """The curvature is 1 + 9 w^2: 10 in the guess, 1 at the initial state and where training is."""
+    loss = lambda w, batch: 0.01 * jnp.sum(w**2 / 2 + 0.75 * w**4)
+    step = gritax.TrainStep(loss, optax.sgd(0.02, momentum=0.9), lambda step: None)
+    at = lambda value: jax.tree.map(lambda x: x[None], step.init(jnp.full(4, value)))
+    coarse, *_ = gritax.Stabilized(directions=2).adapted(step, at(0.0), np.zeros(1, np.int32), 64, None)
     begun = coarse.largest_kappa
-    along, *_ = coarse.adapted(*at(32), 0)
-    after, *_ = along.adapted(*at(32), 1)
-    assert along.largest_kappa < begun
-    np.testing.assert_allclose(after.largest_kappa, along.largest_kappa, rtol=0.15)
+    along, *_ = coarse.adapted(step, at(1.0), np.array([32], np.int32), 64, 0)
+    after, *_ = along.adapted(step, at(0.0), np.array([32], np.int32), 64, 1)
+    assert along.largest_kappa > 5 * begun
+    np.testing.assert_allclose(after.largest_kappa, begun / 1.15, rtol=1e-3)  # without the margin of what is not yet known
 
 
 @pytest.mark.parametrize(("optimizer", "first", "last"), [(optax.sgd(0.1), 4, 0), (optax.sgd(0.1, momentum=0.8), 28, 1)])

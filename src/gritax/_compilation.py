@@ -45,7 +45,6 @@ def kernels_of(cycle: Cycle, u0: PyTree[Array]) -> list[tuple[Any, tuple]]:
 
     evolution, count = cycle.evolution, np.int32(1)
     finest, *coarser = cycle.hierarchy.levels
-
     c, e = points(finest.layout.total), points(finest.layout.lanes(finest.num_intervals))
     kernels = [
         (relax_finest, (finest, evolution, c, e, count)),

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from ._cycle import Cycle
 from ._evolution import Phi, optional
-from ._hierarchy import Level
+from ._hierarchy import Level, Multigrid
 from ._kernel import per_level
 from ._layout import replicated
 from ._relaxation import Points, uniform
@@ -19,17 +19,23 @@ from ._state import called
 
 
 InitialGuess = Literal["graded", "nested", "zeros", "constant"] | Callable[[Any], PyTree]
+_NAMED = "graded", "nested", "zeros", "constant"
 
 
-def proposed_guess(phi: Phi) -> InitialGuess:
-    propose = optional(phi, "initial_guess")
-    return "graded" if propose is None else propose()
+def proposed_guess(phi: Phi, method: Multigrid | None) -> InitialGuess:
+    """What phi proposes; any will do where the first iteration replaces it."""
+    if method is not None and method.skip_first_down:
+        return "constant"
+    guess = "graded" if (propose := optional(phi, "initial_guess")) is None else propose()
+    if not isinstance(guess, str) or guess not in _NAMED:
+        raise ValueError(f"phi.initial_guess() must return one of {', '.join(map(repr, _NAMED))}, not {guess!r}.")
+    return guess
 
 
 def require_known_guess(initial_guess: InitialGuess, state: PyTree) -> None:
     if callable(initial_guess):
         eqx.filter_eval_shape(partial(_guessed, initial_guess, state), jax.ShapeDtypeStruct((), jnp.int32))
-    elif not isinstance(initial_guess, str) or initial_guess not in ("graded", "nested", "zeros", "constant"):
+    elif not isinstance(initial_guess, str) or initial_guess not in _NAMED:
         found = repr(initial_guess) if isinstance(initial_guess, str) else f"a {type(initial_guess).__name__}"
         raise ValueError(
             'initial_guess must be "graded", "nested", "zeros", "constant" or a function step -> state, '

@@ -84,9 +84,10 @@ class Multigrid:
     - `cycle`: `"V"`, or `"F"`, which spends one more V-cycle on each level below the finest on the way back. With two
       levels they are the same.
     - `relaxation`: FC sweeps before the last F-relaxation, one number or one per level: 0 is F, 1 is FCF. Two levels
-      with 0 are parareal.
+      with 0 are parareal, from `initial_guess="nested"`.
     - `c_relaxation_weight`: $\omega$ in the C-relaxation $u_c \leftarrow \omega \Phi(u_{c-1}) + (1 - \omega) u_c$.
-    - `skip_first_down`: start with the way up from the coarsest level, without relaxation or right-hand sides.
+    - `skip_first_down`: start with the way up from the coarsest level, without relaxation or right-hand sides. It replaces
+      the initial guess.
     - `lanes`: how many intervals of a level advance together; `None` for all. On a CPU few are faster where states are larger
       than the cache, on a GPU thousands; `gritax.plan` measures it. The weights are the same, to rounding.
 

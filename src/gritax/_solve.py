@@ -118,7 +118,7 @@ def solve(
 
     def solved(phi, state, exactly):
         evolution, floating, clock = validated(prepared(phi, num_steps), state, num_steps)
-        guess = proposed_guess(phi) if initial_guess is None else initial_guess
+        guess = proposed_guess(phi, method) if initial_guess is None else initial_guess
         require_known_guess(guess, evolution.merge(floating, clock))
         keep = None
         if asked_for:

@@ -24,7 +24,8 @@ class KnownRun(eqx.Module):
     """The curvature along a run and that beside the stiffest directions, and how coarse steps follow from it.
 
     `single` is the longest stride of a level that takes one stage, `lasting` how long the optimizer remembers; levels are
-    chosen for `levels_kappa` and stay, whatever is met later. That is an array, since programs do not depend on it.
+    chosen for `levels_kappa` and stay, whatever is met later; `initial_kappa` is that of the initial state, without margins.
+    These are arrays, since programs do not depend on them.
     """
 
     curvature: Curvature
@@ -34,6 +35,7 @@ class KnownRun(eqx.Module):
     first_factor: int = eqx.field(static=True)
     num_steps: int = eqx.field(static=True)
     levels_kappa: Array | np.ndarray = eqx.field(default_factory=lambda: np.zeros(()))
+    initial_kappa: Array | np.ndarray = eqx.field(default_factory=lambda: np.zeros(()))
 
     @classmethod
     def of(cls, kappa: float | None, lasting: int = 1, first_factor: int = 1, num_steps: int = 2**30) -> "KnownRun":

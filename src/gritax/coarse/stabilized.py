@@ -1,6 +1,7 @@
 """The stabilised coarse step: stages of gradient descent on the union of the minibatches that it stands for."""
 
 import math
+from dataclasses import replace
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -41,9 +42,10 @@ class Stabilized(eqx.Module):
     to first order in M, and forgotten within the first interval of training steps. Without momentum z is w.
 
     Where one stage is enough, the step is that of `FrozenGradient`. The number of stages is that of the largest
-    curvature within the coarse step, measured at the initial state and again after the first iteration along the run, where
-    it usually has fallen. From then on the stiffest directions, found at the same time, are taken exactly (as far as the loss
-    is quadratic), and the curvature that counts is that of the others.
+    curvature within the coarse step, measured at the initial state and again along the initial guess, where it usually has
+    fallen. From then on the stiffest directions, found at the same time, are taken exactly (as far as the loss is quadratic),
+    and the curvature that counts is that of the others. With momentum directions wait for the first iteration, with second
+    moments the curvature does too.
 
     A depth of s; a work of `stride` for each evaluation.
 
@@ -195,12 +197,12 @@ class Stabilized(eqx.Module):
             where = np.clip(starts, 0, max(num_steps - 2 * span, 0))
             directions, found, rest, depth, work = stiffest_directions(step, states, where, span, self.chunk, directions)
         if iteration is None:
-            found = np.nan_to_num(found * self._margin, nan=1.0, posinf=1.0) * _EARLY
-            return self._with(known.along(starts, found), directions), depth, work
+            found = np.nan_to_num(found * self._margin, nan=1.0, posinf=1.0)
+            known = replace(known, initial_kappa=np.asarray(found[0] / self._margin))
+            return self._with(known.along(starts, found * _EARLY), directions), depth, work
         if not np.all(np.isfinite(found)):  # the solve diverges, and is started again
             return self, depth, work
-        first = known.curvature.kappas[0] / (1 if known.is_measured else _EARLY)
-        found, rest = (np.append(first, each * self._margin) for each in (found, rest))
+        found, rest = (np.append(known.initial_kappa, each) * self._margin for each in (found, rest))
         return self._with(known.along(np.append(0, starts), found, rest), directions), depth, work
 
     def _begun(self, step: Any, states: PyTree, num_steps: int) -> "Stabilized":
