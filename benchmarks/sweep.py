@@ -102,7 +102,7 @@ def _compare(name, phi, state, level, pairs):
     def sweep(count):
         nonlocal c, e
         if level.index:
-            c = relax_coarse(level, evolution, c, g, np.int32(count), np.int32(level.factor), np.int32(0))[0]
+            c = relax_coarse(level, evolution, c, c, g, np.int32(count), np.int32(level.factor), np.int32(0))[0]
         else:
             c, e, _ = relax_finest(level, evolution, c, e, np.int32(count))
         jax.block_until_ready(c)

@@ -255,7 +255,7 @@ def test_messages_of_an_iteration(count, steps, groups):
         counts = _messages(program)
         level = hierarchy[index]
         if name == "restrict":
-            assert counts == ({to_all: 2} if level.points.is_shared and level.layout.group > level.points.group else {})
+            assert counts == ({to_all: 3} if level.points.is_shared and level.layout.group > level.points.group else {})
         elif not level.layout.is_shared:
             assert counts == {}
         elif name in ("arrival", "interval_points"):

@@ -61,11 +61,11 @@ def kernels_of(cycle: Cycle, u0: PyTree[Array]) -> list[tuple[Any, tuple]]:
         kernels.append((restrict, (level, evolution, points(level.points.total), arrivals)))
         kernels.append((everywhere, (level, u0)))
         if level is cycle.hierarchy[-1]:
-            kernels.append((march, (level, evolution, c, g, count)))
+            kernels.append((march, (level, evolution, c, c, g, count)))
         else:
             reached = points(level.factor, level.layout.lanes(level.num_lanes))
             kernels += [
-                (relax_coarse, (level, evolution, c, g, count, count, count)),
+                (relax_coarse, (level, evolution, c, c, g, count, count, count)),
                 (all_points, (level, c, reached)),
                 (interval_points, (level, u0, reached, count, count)),
                 (begun_with, (level, points(level.points.total), points(level.factor), count, count)),

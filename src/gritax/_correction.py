@@ -10,12 +10,13 @@ from ._kernel import per_level
 from ._relaxation import Points
 
 
-@per_level(("steps", "intervals"), c="points", e="points")
-def restrict(level: Level, evolution: Evolution, c: Points, e: Points) -> tuple[Points, Points]:
-    """Right-hand side of `level` from the C-points `c` and arrivals `e` of the next finer one, and its own C-points.
+@per_level(("steps", "intervals", "intervals"), c="points", e="points")
+def restrict(level: Level, evolution: Evolution, c: Points, e: Points) -> tuple[Points, Points, Points]:
+    """Right-hand side of `level` from the C-points `c` and arrivals `e` of the next finer one, its C-points, and a step on.
 
     `g[k] = v[k] - Phi_l(v[k-1]) + r[k]` with `v = c` and `r = e - c[1:]`, that is `g[k] = e[k] - Phi_l(c[k-1])`:
-    what the fine level says of an interval, less what the coarse step says of it.
+    what the fine level says of an interval, less what the coarse step says of it. So the first step from each C-point needs
+    no evaluation: `Phi_l(c[k-1]) + g[k] = e[k]`.
     """
     steps = len(jax.tree.leaves(e)[0])
     starts = jnp.minimum(level.points.index()[:steps], level.size - 1) * level.stride
@@ -26,8 +27,10 @@ def restrict(level: Level, evolution: Evolution, c: Points, e: Points) -> tuple[
     predicted = jax.vmap(coarse)(jax.tree.map(lambda x: x[:steps], c), starts)
     g = jax.tree.map(jnp.subtract, e, predicted)
     group = level.layout.group if level.layout.is_shared else level.points.devices
-    g, c = level.points.gathered(g, group, lanes=True), level.points.gathered(c, group)
-    return jax.tree.map(lambda x: x[: level.num_steps], g), jax.tree.map(lambda x: x[:: level.factor][: level.layout.here], c)
+    g, e = level.points.gathered((g, e), group, lanes=True)
+    c = jax.tree.map(lambda x: x[:: level.factor][: level.layout.here], level.points.gathered(c, group))
+    begun = jax.tree.map(lambda x, y: x.at[: level.num_lanes].set(y[:: level.factor][: level.num_lanes]), c, e)
+    return jax.tree.map(lambda x: x[: level.num_steps], g), c, begun
 
 
 @per_level("intervals", corrected="intervals", c="intervals", e="intervals")

@@ -90,10 +90,11 @@ class Cycle:
         if len(self.hierarchy) == 1:
             return self.march_finest(u0)
         self.front = 0
-        c = self.march(*kernels.everywhere(self.hierarchy[-1], u0))
+        c, g = kernels.everywhere(self.hierarchy[-1], u0)
+        c = self.march(c, c, g, 0)
         for level in reversed(self.hierarchy.levels[1:-1]):
             _, g = kernels.everywhere(level, u0)
-            c = self.fill(level, c, g) if cycle == "V" else self.solve(level, c, g, "V")
+            c = self.fill(level, c, g) if cycle == "V" else self.solve(level, c, c, g, 0, "V")
         return c
 
     def ascend_graded(self, u0: PyTree[Array]) -> Points:
@@ -112,12 +113,12 @@ class Cycle:
         for level, count in zip(self.hierarchy.levels[1:-1], counts, strict=True):
             for interval in range(count):
                 c, g = kernels.everywhere(level, begun)
-                reached = self.relax_coarse(level, c, g, 1, level.factor, first)[2]
+                reached = self.relax_coarse(level, c, c, g, 1, level.factor, first)[2]
                 points, begun = kernels.interval_points(level, begun, reached, np.int32(interval), np.int32(first))
                 alone[level, interval], first = (points, first), 0
             first = count
         c, g = kernels.everywhere(coarsest, begun)
-        c = self.march(c, g, first)
+        c = self.march(c, c, g, first)
         for level, count in reversed([*zip(self.hierarchy.levels[1:-1], counts, strict=True)]):
             c = self.fill(level, c, kernels.everywhere(level, begun)[1])
             for interval in range(count):
@@ -137,17 +138,20 @@ class Cycle:
         """The C-points of `level` from the level below it: restrict, solve there, take its points."""
         coarse = self.hierarchy[level.index + 1]
         self._count(coarse, np.arange(coarse.size), 1)
-        g, coarse_c = restrict(coarse, self.evolution, c, e)
-        return self.solve(coarse, coarse_c, g, cycle)
+        g, coarse_c, begun = restrict(coarse, self.evolution, c, e)
+        return self.solve(coarse, coarse_c, begun, g, 1, cycle)
 
-    def solve(self, level: Level, c: Points, g: Points, cycle: str) -> Points:
-        """All points of a coarse level, improved from its C-points `c` for the right-hand side `g`."""
+    def solve(self, level: Level, c: Points, begun: Points, g: Points, first: int, cycle: str) -> Points:
+        """All points of a coarse level, improved from its C-points `c` for the right-hand side `g`.
+
+        `begun` is what steps from these C-points to point `first` of their intervals give.
+        """
         if level is self.hierarchy[-1]:
-            return self.march(c, g)
+            return self.march(c, begun, g, first)
         # One sweep more than FC sweeps: the F-relaxation that they begin with.
-        c, e, _ = self.relax_coarse(level, c, g, level.sweeps + 1, level.factor)
+        c, e, _ = self.relax_coarse(level, c, begun, g, level.sweeps + 1, level.factor, first)
         c = self.correct(level, c, e, cycle)
-        return self.fill(level, c, g) if cycle == "V" else self.solve(level, c, g, "V")
+        return self.fill(level, c, g) if cycle == "V" else self.solve(level, c, c, g, 0, "V")
 
     def relax_finest(self, c: Points, e: Points, sweeps: int) -> tuple[Points, Points, PyTree[Array]]:
         """`sweeps` times {C-relaxation, sweep}: C-points, arrivals, final state."""
@@ -156,22 +160,28 @@ class Cycle:
         return kernels.relax_finest(finest, self.evolution, c, e, np.int32(sweeps))
 
     def relax_coarse(
-        self, level: Level, c: Points, g: Points, sweeps: int, steps: int, first: int = 0
+        self, level: Level, c: Points, begun: Points, g: Points, sweeps: int, steps: int, first: int
     ) -> tuple[Points, Points, Points]:
-        """`sweeps` times {C-relaxation, sweep from point `first` to `steps`}: C-points, arrivals, all that was reached."""
-        self._count(level, _interval_starts(level) + first, steps - first, sweeps)
-        return kernels.relax_coarse(level, self.evolution, c, g, np.int32(sweeps), np.int32(steps), np.int32(first))
+        """`sweeps` times {C-relaxation, sweep to point `steps`}, of which the first begins at point `first` in `begun`.
+
+        C-points, arrivals, all that was reached.
+        """
+        starts = _interval_starts(level)
+        self._count(level, starts + first, steps - first)
+        self._count(level, starts, steps, sweeps - 1)
+        counts = np.int32(sweeps), np.int32(steps), np.int32(first)
+        return kernels.relax_coarse(level, self.evolution, c, begun, g, *counts)
 
     def fill(self, level: Level, c: Points, g: Points) -> Points:
         """F-relaxation: all points of the level. It stops short of the next C-point, which is known."""
-        c, _, reached = self.relax_coarse(level, c, g, 1, level.factor - 1)
+        c, _, reached = self.relax_coarse(level, c, c, g, 1, level.factor - 1, 0)
         return kernels.all_points(level, c, reached)
 
-    def march(self, c: Points, g: Points, first: int = 0) -> Points:
-        """All points of the coarsest level, step by step from point `first` in the state `c[0]`."""
+    def march(self, c: Points, begun: Points, g: Points, first: int) -> Points:
+        """All points of the coarsest level, step by step from point `first` in the state `begun[0]`."""
         coarsest = self.hierarchy[-1]
         self._count(coarsest, np.full(1, first), coarsest.size - first)
-        return kernels.march(coarsest, self.evolution, c, g, np.int32(first))
+        return kernels.march(coarsest, self.evolution, c, begun, g, np.int32(first))
 
 
 def intervals_alone(hierarchy: Hierarchy) -> list[int]:

@@ -27,11 +27,11 @@ def applications(hierarchy: Hierarchy) -> list[Applications]:
     alone = intervals_alone(hierarchy)
     found = [Applications(1, finest.num_intervals, (alone[0] + 1) * finest.factor, (finest.sweeps + 1) * finest.factor)]
     for level, (first, count) in zip(between, pairwise(alone), strict=True):
-        # FC sweeps and the F-relaxation before them, F-points on the way up; and the right-hand side.
-        sweeps = (level.sweeps + 2) * level.factor - 1
+        # FC sweeps and the F-relaxation before them, whose first step is known, F-points on the way up; the right-hand side.
+        sweeps = (level.sweeps + 2) * level.factor - 2
         found.append(Applications(level.stride, level.num_intervals, (count + 1) * level.factor - 1 - first, sweeps))
         found.append(Applications(level.stride, level.size, 0, 1))
-    marched = Applications(last.stride, 1, last.size - alone[-1], last.size)
+    marched = Applications(last.stride, 1, last.size - alone[-1], last.size - 1)
     return [*found, marched, Applications(last.stride, last.size, 0, 1)]
 
 

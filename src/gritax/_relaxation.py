@@ -71,19 +71,20 @@ def relax_finest(level: Level, evolution: Evolution, c: Points, e: Points, sweep
     return c, e, evolution.natural(level.layout.at(c, last))
 
 
-@per_level(("intervals", "intervals", "reached"), c="intervals", g="steps")
+@per_level(("intervals", "intervals", "reached"), c="intervals", begun="intervals", g="steps")
 def relax_coarse(
-    level: Level, evolution: Evolution, c: Points, g: Points, sweeps: Array, steps: Array, first: Array
+    level: Level, evolution: Evolution, c: Points, begun: Points, g: Points, sweeps: Array, steps: Array, first: Array
 ) -> tuple[Points, Points, Points]:
     """On a coarse level, beginning with an F-relaxation, `sweeps` times {C-relaxation, sweep}: `c`, `e` and what was reached.
 
-    That is the F-points, and arrivals where there is a C-point, as [point in its interval, interval]. A sweep goes from point
-    `first` of each interval to point `steps`: 0 and `factor` for arrivals, one less for a plain F-relaxation.
+    That is the F-points, and arrivals where there is a C-point, as [point in its interval, interval]. The first sweep begins
+    at point `first` of each interval, in the states `begun`, all others at its C-point. They go to point `steps`: `factor` for
+    arrivals, one less for a plain F-relaxation.
     """
     starts = _starts(level)
     g = jax.tree.map(partial(_by_interval, level), g)
 
-    def intervals(inputs, reached, _):
+    def intervals(first, inputs, reached, _):
         u, starts, g = inputs
 
         def step(j, carry):
@@ -95,14 +96,14 @@ def relax_coarse(
         clock = jax.vmap(evolution.clock)(starts + first * level.stride)
         return jax.lax.fori_loop(first, steps, step, (u, clock, reached))[2], ()
 
-    def sweep(c, reached):
+    def sweep(c, first, reached):
         u = jax.tree.map(lambda x: x[: level.num_lanes], c)
-        return _together(intervals, level.lanes, ((u, starts, g), (0, 0, 1)), (reached, 1))[0]
+        return _together(partial(intervals, first), level.lanes, ((u, starts, g), (0, 0, 1)), (reached, 1))[0]
 
-    def cycle(_, carry):
+    def cycle(i, carry):
         c, reached = carry
         c = _c_relax(level, c, arrivals(reached))
-        return c, sweep(c, reached)
+        return c, sweep(jax.tree.map(lambda x, y: jnp.where(i == 0, x, y), begun, c), jnp.where(i == 0, first, 0), reached)
 
     def arrivals(reached):
         return jax.tree.map(lambda x: x[-1, : level.num_arrivals], reached)
@@ -177,9 +178,9 @@ def _as_points(level, x):
     return level.points.own(x, level.layout.first() * level.factor)
 
 
-@per_level("points", c="intervals", g="steps")
-def march(level: Level, evolution: Evolution, c: Points, g: Points, first: Array) -> Points:
-    """All points of the coarsest level, one after the other from point `first` in the state `c[0]`."""
+@per_level("points", c="intervals", begun="intervals", g="steps")
+def march(level: Level, evolution: Evolution, c: Points, begun: Points, g: Points, first: Array) -> Points:
+    """All points of the coarsest level, one after the other from point `first` in the state `begun[0]`; before it, `c[0]`."""
 
     def step(k, carry):
         u, clock, points = carry
@@ -187,8 +188,11 @@ def march(level: Level, evolution: Evolution, c: Points, g: Points, first: Array
         u = jax.tree.map(lambda x, y: x + jax.lax.dynamic_index_in_dim(y, k, 0, keepdims=False), u, g)
         return u, clock, jax.tree.map(lambda p, x: jax.lax.dynamic_update_index_in_dim(p, x, k + 1, 0), points, u)
 
-    u = jax.tree.map(lambda x: x[0], c)
-    points = jax.tree.map(lambda x: jnp.broadcast_to(x, (level.size + 1, *x.shape)), u)
+    def begin(before, u):
+        return jnp.broadcast_to(before, (level.size + 1, *u.shape)).at[first].set(u)
+
+    u = jax.tree.map(lambda x: x[0], begun)
+    points = jax.tree.map(begin, jax.tree.map(lambda x: x[0], c), u)
     start = (u, evolution.clock(first * level.stride), points)
     return _as_points(level, jax.lax.fori_loop(first, jnp.int32(level.size), step, start)[2])
 

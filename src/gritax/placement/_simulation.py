@@ -123,7 +123,7 @@ class Simulation:
             if not level.points.is_shared:
                 return 0.0
             group = level.layout.group if level.layout.is_shared else devices
-            return 2 * exchange.all(self._bytes * level.num_steps, group // level.points.group)
+            return 3 * exchange.all(self._bytes * level.num_steps, group // level.points.group)
         if not level.layout.is_shared or level.layout.group == devices:
             return 0.0
         neighbour = exchange.neighbour(self._bytes)
@@ -158,9 +158,9 @@ class Simulation:
             "residual_norm": (c, e),
             "keep_exact": (c, c, e, *counts),
             "restrict": (evolution, stacked(level.size + 1), g),
-            "relax_coarse": (evolution, c, g, *counts),
+            "relax_coarse": (evolution, c, c, g, *counts),
             "all_points": (c, reached),
-            "march": (evolution, c, g, *counts),
+            "march": (evolution, c, c, g, *counts),
         }[task.kernel.name]
         return lambda: task.kernel(level, *arguments)
 

@@ -133,10 +133,10 @@ def measured_coarse(solved: Window) -> tuple[CoarseSpeed, ...]:
         c, g = everywhere(level, u)
         if level is solved.hierarchy[-1]:
             lanes, steps = 1, level.size
-            run = partial(march, level, evolution, c, g, np.int32(0))
+            run = partial(march, level, evolution, c, c, g, np.int32(0))
         else:
             lanes, steps = level.num_intervals, level.factor
-            run = partial(relax_coarse, level, evolution, c, g, np.int32(0), np.int32(steps), np.int32(0))
+            run = partial(relax_coarse, level, evolution, c, c, g, np.int32(1), np.int32(steps), np.int32(0))
         jax.block_until_ready(run())
         found.append(CoarseSpeed(level.stride, lanes, seconds(run) / steps))
     return tuple(found)
