@@ -22,13 +22,14 @@ def _solve(num_steps, iterations, guess="zeros", phi=_phi, **method):
 
 # Sizes 16, 8, 4 with m = 2. On level 0: the sweep that measures the guess, m = 2; then each iteration relaxes (sweeps m), and
 # measures its result, m. On level 1: right-hand side 1, relaxation (sweeps + 1) m less the first step, which the right-hand
-# side knows, F-points on the way up m - 1 = 1. On level 2, the coarsest: right-hand side 1, and its 4 steps but the first.
+# side knows, F-points on the way up m - 1 = 1. On level 2, the coarsest: right-hand side 1, those of its 4 steps that are not
+# known by relaxation, which makes sweeps + 1 intervals of a level right beyond the last C-point that was: 0 + 1, 0 + 2, 1 + 3.
 @pytest.mark.parametrize(
     ("sweeps", "depth", "work"),
     [
         (0, 2 + (0 + 2) + (1 + 1 + 1) + (1 + 3), 16 + (0 + 16) + (8 + 4 + 4) + (4 + 3)),
-        (1, 2 + (2 + 2) + (1 + 3 + 1) + (1 + 3), 16 + (16 + 16) + (8 + 12 + 4) + (4 + 3)),
-        (2, 2 + (4 + 2) + (1 + 5 + 1) + (1 + 3), 16 + (32 + 16) + (8 + 20 + 4) + (4 + 3)),
+        (1, 2 + (2 + 2) + (1 + 3 + 1) + (1 + 2), 16 + (16 + 16) + (8 + 12 + 4) + (4 + 2)),
+        (2, 2 + (4 + 2) + (1 + 5 + 1) + (1 + 0), 16 + (32 + 16) + (8 + 20 + 4) + (4 + 0)),
     ],
 )
 @pytest.mark.parametrize("cycle", ["V", "F"])
@@ -36,8 +37,9 @@ def test_three_levels(cycle, sweeps, depth, work):
     solution = _solve(16, 1, cycle=cycle, relaxation=sweeps, max_levels=3)
     assert solution.level_sizes == (16, 8, 4)
     if cycle == "F":  # a V-cycle from level 1 in place of the F-points on its way up, which it ends with
-        depth += (sweeps + 1) * 2 + (1 + 3)
-        work += (sweeps + 1) * 8 + (4 + 3)
+        marched = (3, 2, 0)[sweeps]
+        depth += (sweeps + 1) * 2 + (1 + marched)
+        work += (sweeps + 1) * 8 + (4 + marched)
     assert (solution.depth, solution.work) == (depth, work)
     assert solution.potential_speedup == 16 / depth
 
@@ -49,7 +51,7 @@ def test_four_levels(cycle):
     depth, work = 2 + (2 + 2), 32 + (32 + 32)
     # Each visit relaxes with a sweep and an FC sweep; each descent to a level costs one right-hand side; filling F-points
     # ends every V-cycle part on its level: once for a V-cycle, and in an F-cycle once for each V-cycle that passes through.
-    # The first step after a descent is known.
+    # The first step after a descent is known; on the coarsest level the first two are.
     relaxations = {"V": (1, 1), "F": (2, 3)}[cycle]
     descents = {"V": (1, 1, 1), "F": (1, 2, 3)}[cycle]
     fills = {"V": (1, 1), "F": (1, 2)}[cycle]
@@ -57,16 +59,16 @@ def test_four_levels(cycle):
     for level in (0, 1):
         depth += relaxations[level] * 4 - descents[level] + fills[level] * 1
         work += relaxations[level] * 2 * sizes[level] + (fills[level] - descents[level]) * sizes[level] // 2
-    depth += sum(descents) + descents[2] * 3
-    work += sum(n * size for n, size in zip(descents, sizes, strict=True)) + descents[2] * 3
+    depth += sum(descents) + descents[2] * 2
+    work += sum(n * size for n, size in zip(descents, sizes, strict=True)) + descents[2] * 2
     assert (solution.depth, solution.work) == (depth, work)
 
 
 def test_parareal():
-    # m = 4 on 20 steps: a sweep of 4 for the guess; right-hand side 1, coarse solve 5 less its first step, which is known,
-    # and a sweep of 4 for the result.
+    # m = 4 on 20 steps: a sweep of 4 for the guess; right-hand side 1, coarse solve 5 less the steps that are known, one more
+    # every iteration, and a sweep of 4 for the result.
     solution = _solve(20, 3, coarsening=4, relaxation=0, max_levels=2)
-    assert (solution.depth, solution.work) == (4 + 3 * (1 + 4 + 4), 20 + 3 * (5 + 4 + 20))
+    assert (solution.depth, solution.work) == (4 + 3 * (1 + 4) + (4 + 3 + 2), 20 + 3 * (5 + 20) + (4 + 3 + 2))
 
 
 def test_skipped_first_down_sweep_and_nested_guess():
@@ -98,10 +100,10 @@ def test_trailing_points_are_one_more_lane_of_the_same_depth():
 
 
 def test_the_depth_of_the_published_method():
-    # XOR, m = 4, 7 levels, FCF, V: 2m + 5 (1 + 2m + m - 1) + 1 + 6 = 75 an iteration, if right-hand sides did not know the
-    # first step of each of the 6 coarse levels.
+    # XOR, m = 4, 7 levels, FCF, V: 2m + 5 (1 + 2m + m - 1) + 1 + 6 = 75 an iteration, but for the first step on each of the 5
+    # levels between, and the first two on the coarsest.
     solution = _solve(25_600, 2, coarsening=4, min_coarse=5)
-    assert solution.depth == 4 + 2 * (75 - 6)
+    assert solution.depth == 4 + 2 * (75 - 5 - 2)
 
 
 def test_the_cost_that_phi_states_is_counted():
@@ -129,7 +131,7 @@ def test_one_level_is_the_serial_solve():
 def test_depth_on_few_devices():
     # As in test_parareal, with 5 intervals on 2 devices: 3 rounds of a sweep of 4, 3 of the right-hand sides.
     solution = _solve(20, 3, coarsening=4, relaxation=0, max_levels=2)
-    assert solution.depth_on(2) == 3 * 4 + 3 * (3 * 1 + 4 + 3 * 4)
+    assert solution.depth_on(2) == 3 * 4 + 3 * (3 * 1 + 3 * 4) + (4 + 3 + 2)
     assert solution.depth_on(1) == solution.work
     assert solution.depth_on(5) == solution.depth_on(10**6) == solution.depth
     with pytest.raises(ValueError, match="devices must be a whole number of at least 1"):

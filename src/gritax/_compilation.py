@@ -53,12 +53,14 @@ def kernels_of(cycle: Cycle, u0: PyTree[Array]) -> list[tuple[Any, tuple]]:
         (arrived, (finest, c)),
         (uniform, (finest, u0, u0)),
         (arrival, (finest, e, count)),
-        (keep_exact, (finest, c, c, e, count)),
     ]
+    for level in cycle.hierarchy.levels[:-1] or [finest]:
+        c, e = points(level.layout.total), points(level.layout.lanes(level.num_intervals))
+        kernels.append((keep_exact, (level, c, c, e, count)))
     for level in coarser:
         c, arrivals = points(level.layout.total), points(level.points.lanes(level.size))
         g = points(level.layout.lanes(level.num_lanes) * level.factor if level.layout.is_shared else level.size)
-        kernels.append((restrict, (level, evolution, points(level.points.total), arrivals)))
+        kernels.append((restrict, (level, evolution, points(level.points.total), arrivals, count)))
         kernels.append((everywhere, (level, u0)))
         if level is cycle.hierarchy[-1]:
             kernels.append((march, (level, evolution, c, c, g, count)))

@@ -82,8 +82,9 @@ class Cycle:
             c, e, _ = self.relax_finest(c, e, finest.sweeps)
         relaxed = residual_norm(finest, c, e)
         self.front += finest.exact_intervals
-        corrected = c if len(self.hierarchy) == 1 else self.correct(finest, c, e, self.method.cycle)
-        return keep_exact(finest, corrected, c, e, np.int32(self.front)), relaxed
+        if len(self.hierarchy) == 1:
+            return keep_exact(finest, c, c, e, np.int32(self.front)), relaxed
+        return self.correct(finest, c, e, min(self.front, finest.num_intervals), self.method.cycle), relaxed
 
     def ascend(self, u0: PyTree[Array], cycle: str) -> Points:
         """The C-points of level 0 by the way up alone: solve the coarsest level for its own propagator, fill the others."""
@@ -94,7 +95,7 @@ class Cycle:
         c = self.march(c, c, g, 0)
         for level in reversed(self.hierarchy.levels[1:-1]):
             _, g = kernels.everywhere(level, u0)
-            c = self.fill(level, c, g) if cycle == "V" else self.solve(level, c, c, g, 0, "V")
+            c = self.fill(level, c, g) if cycle == "V" else self.solve(level, c, c, g, 0, 0, "V")
         return c
 
     def ascend_graded(self, u0: PyTree[Array]) -> Points:
@@ -134,24 +135,31 @@ class Cycle:
         self.front = 1
         return keep_exact(finest, c, c, e, np.int32(1))
 
-    def correct(self, level: Level, c: Points, e: Points, cycle: str) -> Points:
-        """The C-points of `level` from the level below it: restrict, solve there, take its points."""
-        coarse = self.hierarchy[level.index + 1]
-        self._count(coarse, np.arange(coarse.size), 1)
-        g, coarse_c, begun = restrict(coarse, self.evolution, c, e)
-        return self.solve(coarse, coarse_c, begun, g, 1, cycle)
+    def correct(self, level: Level, c: Points, e: Points, exact: int, cycle: str) -> Points:
+        """The C-points of `level` from the level below it: restrict, solve there, take its points.
 
-    def solve(self, level: Level, c: Points, begun: Points, g: Points, first: int, cycle: str) -> Points:
-        """All points of a coarse level, improved from its C-points `c` for the right-hand side `g`.
-
-        `begun` is what steps from these C-points to point `first` of their intervals give.
+        Up to C-point `exact` relaxation has what the solution will be. A coarsest level is solved from there on.
         """
-        if level is self.hierarchy[-1]:
-            return self.march(c, begun, g, first)
+        coarse = self.hierarchy[level.index + 1]
+        first = exact if coarse is self.hierarchy[-1] else 1
+        self._count(coarse, np.maximum(np.arange(coarse.size), first - 1), 1)
+        g, coarse_c, begun = restrict(coarse, self.evolution, c, e, np.int32(first))
+        if coarse is self.hierarchy[-1]:
+            corrected = self.march(coarse_c, begun, g, first)
+        else:
+            corrected = self.solve(coarse, coarse_c, begun, g, first, exact, cycle)
+        return keep_exact(level, corrected, c, e, np.int32(exact))
+
+    def solve(self, level: Level, c: Points, begun: Points, g: Points, first: int, exact: int, cycle: str) -> Points:
+        """All points of a level between, improved from its C-points `c` for the right-hand side `g`.
+
+        `begun` is what steps from these C-points to point `first` of their intervals give. Up to point `exact` the solution is
+        known: the C-points before it have it, and relaxation begins with them.
+        """
         # One sweep more than FC sweeps: the F-relaxation that they begin with.
         c, e, _ = self.relax_coarse(level, c, begun, g, level.sweeps + 1, level.factor, first)
-        c = self.correct(level, c, e, cycle)
-        return self.fill(level, c, g) if cycle == "V" else self.solve(level, c, c, g, 0, "V")
+        c = self.correct(level, c, e, exact_after(level, exact), cycle)
+        return self.fill(level, c, g) if cycle == "V" else self.solve(level, c, c, g, 0, exact, "V")
 
     def relax_finest(self, c: Points, e: Points, sweeps: int) -> tuple[Points, Points, PyTree[Array]]:
         """`sweeps` times {C-relaxation, sweep}: C-points, arrivals, final state."""
@@ -182,6 +190,11 @@ class Cycle:
         coarsest = self.hierarchy[-1]
         self._count(coarsest, np.full(1, first), coarsest.size - first)
         return kernels.march(coarsest, self.evolution, c, begun, g, np.int32(first))
+
+
+def exact_after(level: Level, exact: int) -> int:
+    """Up to which C-point relaxation has the solution, if the points of the level before `exact` have it."""
+    return min(max(exact - 1, 0) // level.factor + level.exact_intervals, level.num_intervals)
 
 
 def intervals_alone(hierarchy: Hierarchy) -> list[int]:

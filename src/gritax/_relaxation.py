@@ -180,7 +180,7 @@ def _as_points(level, x):
 
 @per_level("points", c="intervals", begun="intervals", g="steps")
 def march(level: Level, evolution: Evolution, c: Points, begun: Points, g: Points, first: Array) -> Points:
-    """All points of the coarsest level, one after the other from point `first` in the state `begun[0]`; before it, `c[0]`."""
+    """All points of the coarsest level, step by step from point `first` in the state `begun[0]`; those before are `c[0]`."""
 
     def step(k, carry):
         u, clock, points = carry

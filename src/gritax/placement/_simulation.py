@@ -157,7 +157,7 @@ class Simulation:
             "measure": (evolution, c, e, self._u0, self._u0, self._u0),
             "residual_norm": (c, e),
             "keep_exact": (c, c, e, *counts),
-            "restrict": (evolution, stacked(level.size + 1), g),
+            "restrict": (evolution, stacked(level.size + 1), g, *counts),
             "relax_coarse": (evolution, c, c, g, *counts),
             "all_points": (c, reached),
             "march": (evolution, c, c, g, *counts),

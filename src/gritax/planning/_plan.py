@@ -82,9 +82,8 @@ class Plan:
 
     @property
     def work(self) -> int:
-        iterations = self.pilot.iterations
-        each = ((a, (a.guess + iterations * a.iteration) * a.lanes) for a in applications(self.hierarchy))
-        return round(self._windows * sum(times * self.step.work(a.stride) for a, times in each))
+        each = applications(self.hierarchy, self.pilot.iterations)
+        return round(self._windows * sum(a.count * a.lanes * self.step.work(a.stride) for a in each))
 
     @property
     def seconds(self) -> float:
@@ -172,7 +171,7 @@ def predicted_seconds(
         work = step.work(stride) / step.work(like.stride)
         return like.seconds * work * speeds.of(on_one) / speeds.of(like.lanes)
 
-    return sum((a.guess + iterations * a.iteration) * once(a.stride, a.lanes) for a in applications(hierarchy))
+    return sum(a.count * once(a.stride, a.lanes) for a in applications(hierarchy, iterations))
 
 
 def _time(seconds: float) -> str:
