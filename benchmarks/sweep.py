@@ -96,13 +96,14 @@ def _compare(name, phi, state, level, pairs):
     bare = _bare(phi, level, lanes)
     right_hand_side = stacked(zero, level.factor, lanes) if level.index else None
     g = stacked(evolution.split(zero)[0], level.size) if level.index else None
+    reached = stacked(evolution.split(zero)[0], level.factor, lanes) if level.index else None
     c, states = stacked(evolution.split(state)[0], lanes + 1), stacked(state, lanes)
     e = arrived(level, c)
 
     def sweep(count):
         nonlocal c, e
         if level.index:
-            c = relax_coarse(level, evolution, c, c, g, np.int32(count), np.int32(level.factor), np.int32(0))[0]
+            c = relax_coarse(level, evolution, c, reached, g, *map(np.int32, (count, level.factor, 0, 0)))[0]
         else:
             c, e, _ = relax_finest(level, evolution, c, e, np.int32(count))
         jax.block_until_ready(c)

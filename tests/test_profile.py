@@ -121,7 +121,7 @@ def test_depth_by_level_counts_steps_and_not_choices():
     cost = Cost()
     cost.spend(8, 5, 40)
     level = gritax.Multigrid(4).hierarchy(1000)[1]
-    cost.add(_decay, level, np.arange(10), 3, 2)
+    cost.add(_decay, level, np.zeros((6, 10), int))
     assert cost.depth == 11 and cost.by_level == {1: 6}
 
 

@@ -53,21 +53,19 @@ def kernels_of(cycle: Cycle, u0: PyTree[Array]) -> list[tuple[Any, tuple]]:
         (arrived, (finest, c)),
         (uniform, (finest, u0, u0)),
         (arrival, (finest, e, count)),
+        (keep_exact, (finest, c, c, e, count)),
     ]
-    for level in cycle.hierarchy.levels[:-1] or [finest]:
-        c, e = points(level.layout.total), points(level.layout.lanes(level.num_intervals))
-        kernels.append((keep_exact, (level, c, c, e, count)))
     for level in coarser:
         c, arrivals = points(level.layout.total), points(level.points.lanes(level.size))
         g = points(level.layout.lanes(level.num_lanes) * level.factor if level.layout.is_shared else level.size)
         kernels.append((restrict, (level, evolution, points(level.points.total), arrivals, count)))
         kernels.append((everywhere, (level, u0)))
+        reached = points(level.factor, level.layout.lanes(level.num_lanes))
         if level is cycle.hierarchy[-1]:
-            kernels.append((march, (level, evolution, c, c, g, count)))
+            kernels.append((march, (level, evolution, c, reached, g, count)))
         else:
-            reached = points(level.factor, level.layout.lanes(level.num_lanes))
             kernels += [
-                (relax_coarse, (level, evolution, c, c, g, count, count, count)),
+                (relax_coarse, (level, evolution, c, reached, g, count, count, count, count)),
                 (all_points, (level, c, reached)),
                 (interval_points, (level, u0, reached, count, count)),
                 (begun_with, (level, points(level.points.total), points(level.factor), count, count)),

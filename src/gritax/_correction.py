@@ -1,5 +1,7 @@
 """The coarse problem of the full approximation scheme, and what comes back from it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -7,20 +9,20 @@ from jaxtyping import Array
 from ._evolution import Evolution
 from ._hierarchy import Level
 from ._kernel import per_level
-from ._relaxation import Points
+from ._relaxation import Points, by_interval
 
 
-@per_level(("steps", "intervals", "intervals"), c="points", e="points")
-def restrict(level: Level, evolution: Evolution, c: Points, e: Points, first: Array) -> tuple[Points, Points, Points]:
-    """Right-hand side of `level` from the C-points `c` and arrivals `e` of the next finer one, its C-points, begun intervals.
+@per_level(("steps", "intervals", "reached"), c="points", e="points")
+def restrict(level: Level, evolution: Evolution, c: Points, e: Points, exact: Array) -> tuple[Points, Points, Points]:
+    """Right-hand side of `level` from the C-points `c` and arrivals `e` of the next finer one, its C-points, what they reach.
 
     `g[k] = v[k] - Phi_l(v[k-1]) + r[k]` with `v = c` and `r = e - c[1:]`, that is `g[k] = e[k] - Phi_l(c[k-1])`:
     what the fine level says of an interval, less what the coarse step says of it. So the first step from each C-point needs
-    no evaluation: `Phi_l(c[k-1]) + g[k] = e[k]`. Intervals are begun with the arrivals at their point `first`: 1, or on a
-    coarsest level one up to which all arrivals are right. The right-hand sides before it are of no use there.
+    no evaluation: `Phi_l(c[k-1]) + g[k] = e[k]`. And up to point `exact`, to which relaxation has solved the finer level, the
+    arrivals are the solution of this one, and right-hand sides are of no use.
     """
     steps = len(jax.tree.leaves(e)[0])
-    starts = jnp.clip(level.points.index()[:steps], first - 1, level.size - 1) * level.stride
+    starts = jnp.clip(level.points.index()[:steps], exact, level.size - 1) * level.stride
 
     def coarse(u, start):
         return evolution.advance_stored(u, evolution.clock(start), start, level.stride)[0]
@@ -30,17 +32,16 @@ def restrict(level: Level, evolution: Evolution, c: Points, e: Points, first: Ar
     group = level.layout.group if level.layout.is_shared else level.points.devices
     g, e = level.points.gathered((g, e), group, lanes=True)
     c = jax.tree.map(lambda x: x[:: level.factor][: level.layout.here], level.points.gathered(c, group))
-    reached = jnp.arange(level.num_lanes, dtype=jnp.int32) * level.factor + first - 1
-    begun = jax.tree.map(lambda x, y: x.at[: level.num_lanes].set(y[jnp.minimum(reached, len(y) - 1)]), c, e)
-    return jax.tree.map(lambda x: x[: level.num_steps], g), c, begun
+    g, e = jax.tree.map(lambda x: x[: level.num_steps], (g, e))
+    return g, c, jax.tree.map(partial(by_interval, level), e)
 
 
 @per_level("intervals", corrected="intervals", c="intervals", e="intervals")
 def keep_exact(level: Level, corrected: Points, c: Points, e: Points, front: Array) -> Points:
-    """`corrected`, but up to C-point `front` what relaxation, with `c` and arrivals `e`, had: the solution of the level.
+    """`corrected`, but up to C-point `front` what relaxation, with `c` and arrivals `e`, had: serial training's states.
 
-    The correction gives the same values there, to rounding, where it gives any, as long as the coarse propagators stay finite.
-    Taking the arrivals makes finite termination hold whatever they do.
+    The correction gives the same values there, to rounding, as long as the coarse propagators stay finite. Taking the arrivals
+    makes finite termination hold whatever they do.
     """
 
     exact = level.layout.index() <= front

@@ -30,19 +30,19 @@ class Cost:
     def depth(self) -> int:
         return self.by_lanes.total()
 
-    def add(self, phi: Phi, level: Level, points: np.ndarray, steps: int, times: int = 1) -> None:
-        """`times` times `steps` applications one after the other, from all these points of the level together.
+    def add(self, phi: Phi, level: Level, points: np.ndarray) -> None:
+        """Applications from these points of the level, [sequence, lanes].
 
-        phi may define `cost(stride, starts) -> (depth, work)`, starts [sequence, lanes], if steps differ in what they cost.
+        phi may define `cost(stride, starts) -> (depth, work)` of the same starts, if steps differ in what they cost.
         """
-        count = optional(phi, "cost")
+        count, (steps, lanes) = optional(phi, "cost"), points.shape
         if count is None or level.stride == 1:
             depth = steps * evaluations(phi, "depth", level.stride)
-            work = steps * len(points) * evaluations(phi, "work", level.stride)
+            work = steps * lanes * evaluations(phi, "work", level.stride)
         else:
-            depth, work = count(level.stride, np.minimum(points + np.arange(steps)[:, None], level.size - 1) * level.stride)
-        self.by_level[level.index] += times * depth
-        self.spend(len(points), times * depth, times * work)
+            depth, work = count(level.stride, points * level.stride)
+        self.by_level[level.index] += depth
+        self.spend(lanes, depth, work)
 
     def spend(self, lanes: int, depth: int, work: int) -> None:
         self.by_lanes[lanes] += depth
@@ -72,8 +72,8 @@ class Cycle:
         finest = self.hierarchy[0]
         return finest.size if self.front >= finest.num_intervals else self.front * finest.factor
 
-    def _count(self, level: Level, points: np.ndarray, steps: int, times: int = 1) -> None:
-        self.cost.add(self.evolution.phi, level, points, steps, times)
+    def _count(self, level: Level, points: np.ndarray) -> None:
+        self.cost.add(self.evolution.phi, level, points)
 
     def iterate(self, c: Points, e: Points) -> tuple[Points, Array]:
         """(corrected C-points of the finest level, residual norm before the correction), from its C-points and arrivals."""
@@ -84,18 +84,18 @@ class Cycle:
         self.front += finest.exact_intervals
         if len(self.hierarchy) == 1:
             return keep_exact(finest, c, c, e, np.int32(self.front)), relaxed
-        return self.correct(finest, c, e, min(self.front, finest.num_intervals), self.method.cycle), relaxed
+        corrected = self.correct(finest, c, e, min(self.front, finest.num_intervals), self.method.cycle)
+        return keep_exact(finest, corrected, c, e, np.int32(self.front)), relaxed
 
     def ascend(self, u0: PyTree[Array], cycle: str) -> Points:
         """The C-points of level 0 by the way up alone: solve the coarsest level for its own propagator, fill the others."""
         if len(self.hierarchy) == 1:
             return self.march_finest(u0)
         self.front = 0
-        c, g = kernels.everywhere(self.hierarchy[-1], u0)
-        c = self.march(c, c, g, 0)
+        c = self.march(*kernels.everywhere(self.hierarchy[-1], u0), 0)
         for level in reversed(self.hierarchy.levels[1:-1]):
-            _, g = kernels.everywhere(level, u0)
-            c = self.fill(level, c, g) if cycle == "V" else self.solve(level, c, c, g, 0, 0, "V")
+            _, reached, g = kernels.everywhere(level, u0)
+            c = self.fill(level, c, reached, g, 0) if cycle == "V" else self.solve(level, c, reached, g, 0, 0, "V")
         return c
 
     def ascend_graded(self, u0: PyTree[Array]) -> Points:
@@ -113,15 +113,14 @@ class Cycle:
         begun, first, alone = kernels.arrival(finest, e, np.int32(self.front - 1)), self.front, {}
         for level, count in zip(self.hierarchy.levels[1:-1], counts, strict=True):
             for interval in range(count):
-                c, g = kernels.everywhere(level, begun)
-                reached = self.relax_coarse(level, c, c, g, 1, level.factor, first)[2]
+                reached = self.relax_coarse(level, *kernels.everywhere(level, begun), 1, level.factor, first, 0)[2]
                 points, begun = kernels.interval_points(level, begun, reached, np.int32(interval), np.int32(first))
                 alone[level, interval], first = (points, first), 0
             first = count
-        c, g = kernels.everywhere(coarsest, begun)
-        c = self.march(c, c, g, first)
+        c = self.march(*kernels.everywhere(coarsest, begun), first)
         for level, count in reversed([*zip(self.hierarchy.levels[1:-1], counts, strict=True)]):
-            c = self.fill(level, c, kernels.everywhere(level, begun)[1])
+            _, reached, g = kernels.everywhere(level, begun)
+            c = self.fill(level, c, reached, g, 0)
             for interval in range(count):
                 points, first = alone[level, interval]
                 c = kernels.begun_with(level, c, points, np.int32(interval), np.int32(first))
@@ -138,63 +137,53 @@ class Cycle:
     def correct(self, level: Level, c: Points, e: Points, exact: int, cycle: str) -> Points:
         """The C-points of `level` from the level below it: restrict, solve there, take its points.
 
-        Up to C-point `exact` relaxation has what the solution will be. A coarsest level is solved from there on.
+        Up to C-point `exact` relaxation has what the solution will be, and nothing is computed.
         """
         coarse = self.hierarchy[level.index + 1]
-        first = exact if coarse is self.hierarchy[-1] else 1
-        self._count(coarse, np.maximum(np.arange(coarse.size), first - 1), 1)
-        g, coarse_c, begun = restrict(coarse, self.evolution, c, e, np.int32(first))
+        self._count(coarse, np.clip(np.arange(coarse.size), exact, coarse.size - 1)[None])
+        g, c, reached = restrict(coarse, self.evolution, c, e, np.int32(exact))
         if coarse is self.hierarchy[-1]:
-            corrected = self.march(coarse_c, begun, g, first)
-        else:
-            corrected = self.solve(coarse, coarse_c, begun, g, first, exact, cycle)
-        return keep_exact(level, corrected, c, e, np.int32(exact))
+            return self.march(c, reached, g, exact)
+        return self.solve(coarse, c, reached, g, 1, exact, cycle)
 
-    def solve(self, level: Level, c: Points, begun: Points, g: Points, first: int, exact: int, cycle: str) -> Points:
+    def solve(self, level: Level, c: Points, reached: Points, g: Points, first: int, exact: int, cycle: str) -> Points:
         """All points of a level between, improved from its C-points `c` for the right-hand side `g`.
 
-        `begun` is what steps from these C-points to point `first` of their intervals give. Up to point `exact` the solution is
-        known: the C-points before it have it, and relaxation begins with them.
+        In `reached` are the solution up to point `exact`, and what the C-points lead to up to point `first` of their intervals.
         """
         # One sweep more than FC sweeps: the F-relaxation that they begin with.
-        c, e, _ = self.relax_coarse(level, c, begun, g, level.sweeps + 1, level.factor, first)
-        c = self.correct(level, c, e, exact_after(level, exact), cycle)
-        return self.fill(level, c, g) if cycle == "V" else self.solve(level, c, c, g, 0, exact, "V")
+        c, e, reached = self.relax_coarse(level, c, reached, g, level.sweeps + 1, level.factor, first, exact)
+        exact = kernels.exact_points(level, exact, level.sweeps + 1)
+        c = self.correct(level, c, e, min(exact // level.factor, level.num_intervals), cycle)
+        return self.fill(level, c, reached, g, exact) if cycle == "V" else self.solve(level, c, reached, g, 0, exact, "V")
 
     def relax_finest(self, c: Points, e: Points, sweeps: int) -> tuple[Points, Points, PyTree[Array]]:
         """`sweeps` times {C-relaxation, sweep}: C-points, arrivals, final state."""
         finest = self.hierarchy[0]
-        self._count(finest, _interval_starts(finest), finest.factor, sweeps)
+        for _ in range(sweeps):
+            self._count(finest, _sweep(finest, finest.factor, 0, 0))
         return kernels.relax_finest(finest, self.evolution, c, e, np.int32(sweeps))
 
     def relax_coarse(
-        self, level: Level, c: Points, begun: Points, g: Points, sweeps: int, steps: int, first: int
+        self, level: Level, c: Points, reached: Points, g: Points, sweeps: int, steps: int, first: int, exact: int
     ) -> tuple[Points, Points, Points]:
-        """`sweeps` times {C-relaxation, sweep to point `steps`}, of which the first begins at point `first` in `begun`.
+        """`sweeps` times {C-relaxation, sweep to point `steps`}: C-points, arrivals, all that was reached."""
+        self._count(level, _sweep(level, steps, first, exact))
+        for sweep in range(1, sweeps):
+            self._count(level, _sweep(level, steps, 0, kernels.exact_points(level, exact, sweep)))
+        counts = map(np.int32, (sweeps, steps, first, exact))
+        return kernels.relax_coarse(level, self.evolution, c, reached, g, *counts)
 
-        C-points, arrivals, all that was reached.
-        """
-        starts = _interval_starts(level)
-        self._count(level, starts + first, steps - first)
-        self._count(level, starts, steps, sweeps - 1)
-        counts = np.int32(sweeps), np.int32(steps), np.int32(first)
-        return kernels.relax_coarse(level, self.evolution, c, begun, g, *counts)
-
-    def fill(self, level: Level, c: Points, g: Points) -> Points:
+    def fill(self, level: Level, c: Points, reached: Points, g: Points, exact: int) -> Points:
         """F-relaxation: all points of the level. It stops short of the next C-point, which is known."""
-        c, _, reached = self.relax_coarse(level, c, c, g, 1, level.factor - 1, 0)
+        c, _, reached = self.relax_coarse(level, c, reached, g, 1, level.factor - 1, 0, exact)
         return kernels.all_points(level, c, reached)
 
-    def march(self, c: Points, begun: Points, g: Points, first: int) -> Points:
-        """All points of the coarsest level, step by step from point `first` in the state `begun[0]`."""
+    def march(self, c: Points, reached: Points, g: Points, first: int) -> Points:
+        """All points of the coarsest level, step by step from point `first`."""
         coarsest = self.hierarchy[-1]
-        self._count(coarsest, np.full(1, first), coarsest.size - first)
-        return kernels.march(coarsest, self.evolution, c, begun, g, np.int32(first))
-
-
-def exact_after(level: Level, exact: int) -> int:
-    """Up to which C-point relaxation has the solution, if the points of the level before `exact` have it."""
-    return min(max(exact - 1, 0) // level.factor + level.exact_intervals, level.num_intervals)
+        self._count(coarsest, np.arange(first, coarsest.size)[:, None])
+        return kernels.march(coarsest, self.evolution, c, reached, g, np.int32(first))
 
 
 def intervals_alone(hierarchy: Hierarchy) -> list[int]:
@@ -206,5 +195,7 @@ def intervals_alone(hierarchy: Hierarchy) -> list[int]:
     return [max(min(level.exact_intervals, coarse.factor - 1), 1) for level, coarse in pairs]
 
 
-def _interval_starts(level: Level) -> np.ndarray:
-    return np.arange(level.num_intervals + (level.tail > 0)) * level.factor
+def _sweep(level: Level, steps: int, first: int, known: int) -> np.ndarray:
+    """The points that a sweep steps from, [sequence, lanes]."""
+    lanes = np.arange(level.num_intervals + (level.tail > 0))
+    return kernels.stepped_from(level, lanes, np.arange(first, steps)[:, None], known)[1]

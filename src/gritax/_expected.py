@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ._cycle import exact_after, intervals_alone
+from ._cycle import intervals_alone
 from ._hierarchy import Hierarchy
+from ._relaxation import exact_points
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def applications(hierarchy: Hierarchy, iterations: int) -> list[Applications]:
     for iteration in range(1, iterations + 1):
         known = alone[0] + iteration * finest.exact_intervals
         for level in between:
-            known = exact_after(level, known)
+            known = min(exact_points(level, known, level.exact_intervals) // level.factor, level.num_intervals)
         steps += max(last.size - known, 0)
     return [*found, Applications(last.stride, 1, steps), Applications(last.stride, last.size, iterations)]
 

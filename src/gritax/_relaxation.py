@@ -9,9 +9,11 @@ axes are as long as that.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._evolution import Evolution
@@ -44,7 +46,7 @@ def relax_finest(level: Level, evolution: Evolution, c: Points, e: Points, sweep
 
         def step(j, carry):
             (u, clock), final = carry
-            u, clock = _apply(level, evolution.advance, u, clock, starts + j)
+            u, clock = _apply(level, evolution, u, clock, starts + j)
             if level.tail:
                 ends = (j == level.tail - 1) & (starts[tail] == last * level.factor)
                 final = jax.tree.map(lambda f, x: jnp.where(ends, x[tail], f), final, u)
@@ -71,46 +73,82 @@ def relax_finest(level: Level, evolution: Evolution, c: Points, e: Points, sweep
     return c, e, evolution.natural(level.layout.at(c, last))
 
 
-@per_level(("intervals", "intervals", "reached"), c="intervals", begun="intervals", g="steps")
+@per_level(("intervals", "intervals", "reached"), c="intervals", reached="reached", g="steps")
 def relax_coarse(
-    level: Level, evolution: Evolution, c: Points, begun: Points, g: Points, sweeps: Array, steps: Array, first: Array
+    level: Level,
+    evolution: Evolution,
+    c: Points,
+    reached: Points,
+    g: Points,
+    sweeps: Array,
+    steps: Array,
+    first: Array,
+    exact: Array,
 ) -> tuple[Points, Points, Points]:
-    """On a coarse level, beginning with an F-relaxation, `sweeps` times {C-relaxation, sweep}: `c`, `e` and what was reached.
+    """On a coarse level, beginning with an F-relaxation, `sweeps` times {C-relaxation, sweep}: `c`, `e` and what was `reached`.
 
-    That is the F-points, and arrivals where there is a C-point, as [point in its interval, interval]. The first sweep begins
-    at point `first` of each interval, in the states `begun`, all others at its C-point. They go to point `steps`: `factor` for
-    arrivals, one less for a plain F-relaxation.
+    That is the F-points, and arrivals where there is a C-point, as [point in its interval, interval]. Given are in it the
+    solution up to point `exact` of the level, and what C-points lead to up to point `first` of their intervals, from where the
+    first sweep goes. Sweeps go to point `steps`: `factor` for arrivals, one less for a plain F-relaxation.
     """
-    starts = _starts(level)
-    g = jax.tree.map(partial(_by_interval, level), g)
+    lanes = level.layout.index()[: level.num_lanes]
+    g = jax.tree.map(partial(by_interval, level), g)
 
-    def intervals(first, inputs, reached, _):
-        u, starts, g = inputs
+    def intervals(known, first, inputs, reached, _):
+        u, lanes, g = inputs
 
         def step(j, carry):
-            u, clock, reached = carry
-            u, clock = _apply(level, evolution.advance_stored, u, clock, starts + j * level.stride)
-            u = jax.tree.map(lambda x, y: x + jax.lax.dynamic_index_in_dim(y, j, 0, keepdims=False), u, g)
-            return u, clock, jax.tree.map(lambda r, x: jax.lax.dynamic_update_index_in_dim(r, x, j, 0), reached, u)
+            u, reached = carry
+            wanted, points = stepped_from(level, lanes, j, known)
 
-        clock = jax.vmap(evolution.clock)(starts + first * level.stride)
-        return jax.lax.fori_loop(first, steps, step, (u, clock, reached))[2], ()
+            def new(x, g, r):
+                return jnp.where(jax.lax.expand_dims(wanted, range(1, x.ndim)), x + _at(g, j), _at(r, j))
 
-    def sweep(c, first, reached):
-        u = jax.tree.map(lambda x: x[: level.num_lanes], c)
-        return _together(partial(intervals, first), level.lanes, ((u, starts, g), (0, 0, 1)), (reached, 1))[0]
+            u = jax.tree.map(new, jax.vmap(partial(_coarse_step, level, evolution))(u, points), g, reached)
+            return u, jax.tree.map(lambda r, x: jax.lax.dynamic_update_index_in_dim(r, x, j, 0), reached, u)
+
+        return jax.lax.fori_loop(first, steps, step, (u, reached))[1], ()
 
     def cycle(i, carry):
         c, reached = carry
-        c = _c_relax(level, c, arrivals(reached))
-        return c, sweep(jax.tree.map(lambda x, y: jnp.where(i == 0, x, y), begun, c), jnp.where(i == 0, first, 0), reached)
+        c = jax.tree.map(lambda x, y: jnp.where(i == 0, x, y), c, _c_relax(level, c, arrivals(reached)))
+        begun, known = jnp.where(i == 0, first, 0), jnp.where(i == 0, exact, exact_points(level, exact, i))
+        at = jnp.maximum(begun - 1, 0)
+        u = jax.tree.map(lambda x, r: jnp.where(begun > 0, _at(r, at), x[: level.num_lanes]), c, reached)
+        sweep = partial(intervals, known, begun)
+        return c, _together(sweep, level.lanes, ((u, lanes, g), (0, 0, 1)), (reached, 1))[0]
 
     def arrivals(reached):
         return jax.tree.map(lambda x: x[-1, : level.num_arrivals], reached)
 
-    reached = jax.tree.map(lambda x, y: jnp.zeros_like(y).at[-1, : level.num_arrivals].set(x[1:]), c, g)
     c, reached = jax.lax.fori_loop(jnp.int32(0), sweeps, cycle, (c, reached))
     return c, arrivals(reached), reached
+
+
+def exact_points(level: Level, exact: Any, sweeps: Any) -> Any:
+    """Up to which point a level has the solution after so many sweeps, if its C-points before point `exact` had it."""
+    xp = jnp if isinstance(exact, jax.Array) else np
+    return (xp.maximum(exact - 1, 0) // level.factor + (sweeps if level.weight == 1 else 1)) * level.factor
+
+
+def stepped_from(level: Level, lanes: Any, j: Any, known: Any) -> tuple[Any, Any]:
+    """(in which lanes a step from point `j` of the interval leads beyond point `known`; the points that lanes step from).
+
+    The other lanes, and those past the end of the level, repeat what is computed elsewhere: a coarse step may take the
+    longer the earlier it is, and lanes wait for each other.
+    """
+    xp = jnp if isinstance(lanes, jax.Array) else np
+    first = xp.maximum(-((j - known) // level.factor), 0)
+    return lanes >= first, xp.minimum(xp.maximum(lanes, first) * level.factor + j, level.size - 1)
+
+
+def _coarse_step(level, evolution, u, point):
+    start = point * level.stride
+    return evolution.advance_stored(u, evolution.clock(start), start, level.stride)[0]
+
+
+def _at(x, index):
+    return jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False)
 
 
 def _together(advance, most, inputs, outputs, final=()):
@@ -140,10 +178,10 @@ def _starts(level):
     return level.layout.index()[: level.num_lanes] * (level.factor * level.stride)
 
 
-def _apply(level, advance, u, clock, starts):
+def _apply(level, evolution, u, clock, starts):
     # Lanes past the end of the level repeat its last step; what they compute is not used.
-    starts = jnp.minimum(starts, (level.size - 1) * level.stride)
-    return jax.vmap(lambda u, clock, start: advance(u, clock, start, level.stride))(u, clock, starts)
+    starts = jnp.minimum(starts, level.size - 1)
+    return jax.vmap(lambda u, clock, start: evolution.advance(u, clock, start, 1))(u, clock, starts)
 
 
 def _c_relax(level, c, e):
@@ -153,7 +191,7 @@ def _c_relax(level, c, e):
     return jax.tree.map(new, c, level.layout.arrivals(c, e))
 
 
-def _by_interval(level, x):
+def by_interval(level: Level, x: Array) -> Array:
     """Values at the points 1, …, size as [point in its interval, interval]."""
     missing = level.num_lanes * level.factor - len(x)
     x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
@@ -178,34 +216,30 @@ def _as_points(level, x):
     return level.points.own(x, level.layout.first() * level.factor)
 
 
-@per_level("points", c="intervals", begun="intervals", g="steps")
-def march(level: Level, evolution: Evolution, c: Points, begun: Points, g: Points, first: Array) -> Points:
-    """All points of the coarsest level, step by step from point `first` in the state `begun[0]`; those before are `c[0]`."""
+@per_level("points", c="intervals", reached="reached", g="steps")
+def march(level: Level, evolution: Evolution, c: Points, reached: Points, g: Points, first: Array) -> Points:
+    """All points of the coarsest level, one after the other; those up to point `first` are in `reached`, or `c[0]`."""
 
     def step(k, carry):
-        u, clock, points = carry
-        u, clock = evolution.advance_stored(u, clock, k * level.stride, level.stride)
-        u = jax.tree.map(lambda x, y: x + jax.lax.dynamic_index_in_dim(y, k, 0, keepdims=False), u, g)
-        return u, clock, jax.tree.map(lambda p, x: jax.lax.dynamic_update_index_in_dim(p, x, k + 1, 0), points, u)
+        u, points = carry
+        u = jax.tree.map(lambda x, y: x + _at(y, k), _coarse_step(level, evolution, u, k), g)
+        return u, jax.tree.map(lambda p, x: jax.lax.dynamic_update_index_in_dim(p, x, k + 1, 0), points, u)
 
-    def begin(before, u):
-        return jnp.broadcast_to(before, (level.size + 1, *u.shape)).at[first].set(u)
-
-    u = jax.tree.map(lambda x: x[0], begun)
-    points = jax.tree.map(begin, jax.tree.map(lambda x: x[0], c), u)
-    start = (u, evolution.clock(first * level.stride), points)
-    return _as_points(level, jax.lax.fori_loop(first, jnp.int32(level.size), step, start)[2])
+    points = jax.tree.map(lambda x, r: jnp.concatenate([x[:1], r[:, 0]]), c, reached)
+    u = jax.tree.map(lambda p: _at(p, first), points)
+    return _as_points(level, jax.lax.fori_loop(first, jnp.int32(level.size), step, (u, points))[1])
 
 
-@per_level(("intervals", "steps"))
-def everywhere(level: Level, u: PyTree[Array]) -> tuple[Points, Points]:
-    """One state at all C-points, and right-hand sides of zero."""
+@per_level(("intervals", "reached", "steps"))
+def everywhere(level: Level, u: PyTree[Array]) -> tuple[Points, Points, Points]:
+    """One state at all C-points, the same reached from them, and right-hand sides of zero."""
 
-    def at_all(count):
-        return lambda x: jnp.broadcast_to(x, (count, *x.shape))
+    def at_all(*shape):
+        return lambda x: jnp.broadcast_to(x, (*shape, *x.shape))
 
     zero = jax.tree.map(jnp.zeros_like, u)
-    return jax.tree.map(at_all(level.layout.here), u), jax.tree.map(at_all(level.num_steps), zero)
+    reached = jax.tree.map(at_all(level.factor, level.num_lanes), u)
+    return jax.tree.map(at_all(level.layout.here), u), reached, jax.tree.map(at_all(level.num_steps), zero)
 
 
 @per_level("intervals")

@@ -54,7 +54,7 @@ class Sensitivity:
         changed, length = self._changed(evolution, floating, after)
         if length == 0:
             return 1.0
-        cost.add(evolution.phi, coarsest, np.zeros(2, int), count)
+        cost.add(evolution.phi, coarsest, np.arange(count)[:, None] + np.zeros(2, int))
         after, twin = _both(coarsest, evolution, floating, changed, np.int32(count))
         return self._follow(evolution, after, twin, length)
 

@@ -158,9 +158,9 @@ class Simulation:
             "residual_norm": (c, e),
             "keep_exact": (c, c, e, *counts),
             "restrict": (evolution, stacked(level.size + 1), g, *counts),
-            "relax_coarse": (evolution, c, c, g, *counts),
+            "relax_coarse": (evolution, c, reached, g, *counts),
             "all_points": (c, reached),
-            "march": (evolution, c, c, g, *counts),
+            "march": (evolution, c, reached, g, *counts),
         }[task.kernel.name]
         return lambda: task.kernel(level, *arguments)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .._evolution import Evolution
 from .._hierarchy import Level
-from .._relaxation import arrived, everywhere, march, relax_coarse, relax_finest
+from .._relaxation import arrived, everywhere, march, relax_coarse, relax_finest, uniform
 from .._serial import advance
 from .._window import Window
 
@@ -110,7 +110,8 @@ def _batched(evolution: Evolution, floating: Any, lanes: int, step: float) -> fl
     # Intervals so long that the call does not count, where that does not take long.
     long = min(max(int(_ENOUGH / (lanes * step)), 1), _LONG)
     level = Level(0, lanes * long, 1, long)
-    c, _ = everywhere(level, evolution.stored(floating))
+    u = evolution.stored(floating)
+    c = uniform(level, u, u)
     run = lambda: relax_finest(level, evolution, c, arrived(level, c), np.int32(1))
     jax.block_until_ready(run())
     return seconds(run) / long
@@ -130,13 +131,13 @@ def measured_coarse(solved: Window) -> tuple[CoarseSpeed, ...]:
     evolution, found = solved.evolution, []
     u = jax.tree.map(lambda x: x[0], solved.c)
     for level in solved.hierarchy.levels[1:]:
-        c, g = everywhere(level, u)
+        points = everywhere(level, u)
         if level is solved.hierarchy[-1]:
             lanes, steps = 1, level.size
-            run = partial(march, level, evolution, c, c, g, np.int32(0))
+            run = partial(march, level, evolution, *points, np.int32(0))
         else:
             lanes, steps = level.num_intervals, level.factor
-            run = partial(relax_coarse, level, evolution, c, c, g, np.int32(1), np.int32(steps), np.int32(0))
+            run = partial(relax_coarse, level, evolution, *points, *map(np.int32, (1, steps, 0, 0)))
         jax.block_until_ready(run())
         found.append(CoarseSpeed(level.stride, lanes, seconds(run) / steps))
     return tuple(found)
