@@ -64,14 +64,14 @@ class KnownRun(eqx.Module):
         return replace(self, levels_kappa=np.asarray(self.curvature.largest))
 
     def factors(self, num_steps: int) -> list[int]:
-        """Factors of 4 to the longest stride that takes one stage, and on from there to a few steps on the coarsest level.
+        """Factors of 4 to a few steps on the coarsest level; the first one less, if 4 steps take more than one stage.
 
         With momentum the first interval is long enough for a velocity to decay in it.
         """
-        kappa, first, most = float(self.levels_kappa), self.first_factor, max(num_steps // _FEWEST, 2)
+        first, most = self.first_factor, max(num_steps // _FEWEST, 2)
+        if first == 1:
+            first = min(_FACTOR, reach(1, float(self.levels_kappa)))
         factors = [min(first, most)] if first > 1 else []
-        while (left := min(reach(1, kappa), most) // math.prod(factors)) > 1:
-            factors.append(min(_FACTOR, left))
         while num_steps // (math.prod(factors) * _FACTOR) >= _FEWEST:
             factors.append(_FACTOR)
         return factors

@@ -129,7 +129,7 @@ class Stabilized(eqx.Module):
         return depth, depth * starts.shape[1] * stride
 
     def method(self, num_steps: int) -> Multigrid:
-        """Factors of 4 to the longest stride that takes one stage, and on from there to a few steps on the coarsest level.
+        """Factors of 4 to a few steps on the coarsest level; the first by the optimizer's memory, or less than 4 for one stage.
 
         An optimizer with a memory needs FCF-relaxation everywhere: coarse steps leave it wrong, and an interval mends it. For
         others F-relaxation will do on the last level that has any, whose steps are the dearest.
