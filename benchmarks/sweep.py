@@ -83,7 +83,8 @@ def _compare(name, phi, state, level, pairs):
     import numpy as np
 
     from gritax._evolution import Evolution
-    from gritax._relaxation import arrived, relax_coarse, relax_finest
+    from gritax._points import arrived
+    from gritax._relaxation import relax_coarse, relax_finest
     from gritax._state import as_arrays
 
     state = as_arrays(state)

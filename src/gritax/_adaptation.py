@@ -12,7 +12,7 @@ from ._cycle import Cost, Cycle
 from ._evolution import Evolution, Phi, optional
 from ._hierarchy import Multigrid
 from ._layout import local, replicated
-from ._relaxation import Points, states_at
+from ._points import Points, states_at
 
 
 logger = logging.getLogger("gritax")

@@ -20,8 +20,8 @@ from ._hierarchy import Hierarchy, Multigrid
 from ._keeping import Iterate, Keep
 from ._layout import local, replicated
 from ._norms import Norms, measure
+from ._points import Points, arrived
 from ._profile import Recording
-from ._relaxation import Points, arrived
 from ._solution import Iteration, Solution
 from ._warning import warn
 

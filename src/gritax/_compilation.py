@@ -15,18 +15,8 @@ from jaxtyping import Array, PyTree
 from ._correction import keep_exact, restrict
 from ._cycle import Cycle
 from ._norms import measure, residual_norm
-from ._relaxation import (
-    all_points,
-    arrival,
-    arrived,
-    begun_with,
-    everywhere,
-    interval_points,
-    march,
-    relax_coarse,
-    relax_finest,
-    uniform,
-)
+from ._points import all_points, arrival, arrived, begun_with, everywhere, interval_points, uniform
+from ._relaxation import march, relax_coarse, relax_finest
 
 
 def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:

@@ -10,7 +10,7 @@ from ._evolution import Evolution
 from ._kernel import kernel
 from ._layout import local
 from ._norms import norm
-from ._relaxation import Points, states_at
+from ._points import Points, states_at
 
 
 _SEGMENTS = 8

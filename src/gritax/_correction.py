@@ -9,7 +9,7 @@ from jaxtyping import Array
 from ._evolution import Evolution
 from ._hierarchy import Level
 from ._kernel import per_level
-from ._relaxation import Points, by_interval
+from ._points import Points, by_interval
 
 
 @per_level(("steps", "intervals", "reached"), c="points", e="points")

@@ -7,12 +7,12 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, PyTree
 
-from . import _relaxation as kernels
+from . import _points, _relaxation
 from ._correction import keep_exact, restrict
 from ._evolution import Evolution, Phi, evaluations, optional
 from ._hierarchy import Hierarchy, Level, Multigrid
 from ._norms import residual_norm
-from ._relaxation import Points, arrived
+from ._points import Points, arrived
 
 
 @dataclass
@@ -92,9 +92,10 @@ class Cycle:
         if len(self.hierarchy) == 1:
             return self.march_finest(u0)
         self.front = 0
-        c = self.march(*kernels.everywhere(self.hierarchy[-1], u0), 0)
+        c, reached, g = _points.everywhere(self.hierarchy[-1], u0)
+        c = self.march(c, reached, g, 0)
         for level in reversed(self.hierarchy.levels[1:-1]):
-            _, reached, g = kernels.everywhere(level, u0)
+            _, reached, g = _points.everywhere(level, u0)
             c = self.fill(level, c, reached, g, 0) if cycle == "V" else self.solve(level, c, reached, g, 0, 0, "V")
         return c
 
@@ -108,28 +109,30 @@ class Cycle:
             return self.march_finest(u0)
         finest, coarsest = self.hierarchy[0], self.hierarchy[-1]
         self.front, *counts = intervals_alone(self.hierarchy)
-        c = kernels.uniform(finest, u0, u0)
+        c = _points.uniform(finest, u0, u0)
         relaxed, e, _ = self.relax_finest(c, arrived(finest, c), self.front)
-        begun, first, alone = kernels.arrival(finest, e, np.int32(self.front - 1)), self.front, {}
+        begun, first, alone = _points.arrival(finest, e, np.int32(self.front - 1)), self.front, {}
         for level, count in zip(self.hierarchy.levels[1:-1], counts, strict=True):
             for interval in range(count):
-                reached = self.relax_coarse(level, *kernels.everywhere(level, begun), 1, level.factor, first, 0)[2]
-                points, begun = kernels.interval_points(level, begun, reached, np.int32(interval), np.int32(first))
+                c, reached, g = _points.everywhere(level, begun)
+                reached = self.relax_coarse(level, c, reached, g, 1, level.factor, first, 0)[2]
+                points, begun = _points.interval_points(level, begun, reached, np.int32(interval), np.int32(first))
                 alone[level, interval], first = (points, first), 0
             first = count
-        c = self.march(*kernels.everywhere(coarsest, begun), first)
+        c, reached, g = _points.everywhere(coarsest, begun)
+        c = self.march(c, reached, g, first)
         for level, count in reversed([*zip(self.hierarchy.levels[1:-1], counts, strict=True)]):
-            _, reached, g = kernels.everywhere(level, begun)
+            _, reached, g = _points.everywhere(level, begun)
             c = self.fill(level, c, reached, g, 0)
             for interval in range(count):
                 points, first = alone[level, interval]
-                c = kernels.begun_with(level, c, points, np.int32(interval), np.int32(first))
+                c = _points.begun_with(level, c, points, np.int32(interval), np.int32(first))
         return keep_exact(finest, c, relaxed, e, np.int32(self.front))
 
     def march_finest(self, u0: PyTree[Array]) -> Points:
         """The points of the only level there is."""
         finest = self.hierarchy[0]
-        c = kernels.uniform(finest, u0, u0)
+        c = _points.uniform(finest, u0, u0)
         c, e, _ = self.relax_finest(c, arrived(finest, c), 1)
         self.front = 1
         return keep_exact(finest, c, c, e, np.int32(1))
@@ -153,7 +156,7 @@ class Cycle:
         """
         # One sweep more than FC sweeps: the F-relaxation that they begin with.
         c, e, reached = self.relax_coarse(level, c, reached, g, level.sweeps + 1, level.factor, first, exact)
-        exact = kernels.exact_points(level, exact, level.sweeps + 1)
+        exact = _relaxation.exact_points(level, exact, level.sweeps + 1)
         c = self.correct(level, c, e, min(exact // level.factor, level.num_intervals), cycle)
         return self.fill(level, c, reached, g, exact) if cycle == "V" else self.solve(level, c, reached, g, 0, exact, "V")
 
@@ -162,7 +165,7 @@ class Cycle:
         finest = self.hierarchy[0]
         for _ in range(sweeps):
             self._count(finest, _sweep(finest, finest.factor, 0, 0))
-        return kernels.relax_finest(finest, self.evolution, c, e, np.int32(sweeps))
+        return _relaxation.relax_finest(finest, self.evolution, c, e, np.int32(sweeps))
 
     def relax_coarse(
         self, level: Level, c: Points, reached: Points, g: Points, sweeps: int, steps: int, first: int, exact: int
@@ -170,20 +173,20 @@ class Cycle:
         """`sweeps` times {C-relaxation, sweep to point `steps`}: C-points, arrivals, all that was reached."""
         self._count(level, _sweep(level, steps, first, exact))
         for sweep in range(1, sweeps):
-            self._count(level, _sweep(level, steps, 0, kernels.exact_points(level, exact, sweep)))
+            self._count(level, _sweep(level, steps, 0, _relaxation.exact_points(level, exact, sweep)))
         counts = map(np.int32, (sweeps, steps, first, exact))
-        return kernels.relax_coarse(level, self.evolution, c, reached, g, *counts)
+        return _relaxation.relax_coarse(level, self.evolution, c, reached, g, *counts)
 
     def fill(self, level: Level, c: Points, reached: Points, g: Points, exact: int) -> Points:
         """F-relaxation: all points of the level. It stops short of the next C-point, which is known."""
         c, _, reached = self.relax_coarse(level, c, reached, g, 1, level.factor - 1, 0, exact)
-        return kernels.all_points(level, c, reached)
+        return _points.all_points(level, c, reached)
 
     def march(self, c: Points, reached: Points, g: Points, first: int) -> Points:
         """All points of the coarsest level, step by step from point `first`."""
         coarsest = self.hierarchy[-1]
         self._count(coarsest, np.arange(first, coarsest.size)[:, None])
-        return kernels.march(coarsest, self.evolution, c, reached, g, np.int32(first))
+        return _relaxation.march(coarsest, self.evolution, c, reached, g, np.int32(first))
 
 
 def intervals_alone(hierarchy: Hierarchy) -> list[int]:
@@ -198,4 +201,4 @@ def intervals_alone(hierarchy: Hierarchy) -> list[int]:
 def _sweep(level: Level, steps: int, first: int, known: int) -> np.ndarray:
     """The points that a sweep steps from, [sequence, lanes]."""
     lanes = np.arange(level.num_intervals + (level.tail > 0))
-    return kernels.stepped_from(level, lanes, np.arange(first, steps)[:, None], known)[1]
+    return _relaxation.stepped_from(level, lanes, np.arange(first, steps)[:, None], known)[1]

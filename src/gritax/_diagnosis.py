@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from ._evolution import Evolution
 from ._hierarchy import Hierarchy
 from ._kernel import kernel
-from ._relaxation import Points
+from ._points import Points
 
 
 _POINTS = 64

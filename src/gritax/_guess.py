@@ -14,7 +14,7 @@ from ._evolution import Phi, optional
 from ._hierarchy import Level, Multigrid
 from ._kernel import per_level
 from ._layout import replicated
-from ._relaxation import Points, uniform
+from ._points import Points, uniform
 from ._state import called
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, PyTree
 
 from ._adaptation import Event
 from ._hierarchy import Level
-from ._relaxation import Points
+from ._points import Points
 
 
 @dataclass(frozen=True)

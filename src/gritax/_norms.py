@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 from ._evolution import Evolution
 from ._hierarchy import Level
 from ._kernel import per_level
-from ._relaxation import Points
+from ._points import Points
 
 
 PROFILE = 512  # points of a profile, at most: as many as a picture can show

@@ -10,7 +10,7 @@ from ._hierarchy import Level
 from ._kernel import timed
 from ._layout import local
 from ._norms import group_size, residuals_along
-from ._relaxation import Points, arrived
+from ._points import Points, arrived
 
 
 @dataclass(frozen=True)

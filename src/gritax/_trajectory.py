@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 from ._evolution import Evolution, optional
 from ._hierarchy import Level
 from ._kernel import kernel
-from ._relaxation import Points
+from ._points import Points
 
 
 @partial(kernel, static_argnums=0)

@@ -22,8 +22,8 @@ from ._hierarchy import Hierarchy, Multigrid
 from ._keeping import Keep
 from ._layout import local, replicated
 from ._norms import converged_until
+from ._points import Points, collected, states_at
 from ._profile import Recording
-from ._relaxation import Points, collected, states_at
 from ._sharing import shared
 from ._solution import Iteration
 

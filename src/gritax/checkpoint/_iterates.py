@@ -18,7 +18,7 @@ from .._guess import own
 from .._hierarchy import Level
 from .._keeping import Iterate
 from .._layout import AXIS, Layout, replicated
-from .._relaxation import Points
+from .._points import Points
 from .._sharing import count, require_agreement
 from ._arrays import from_arrays, to_arrays
 from ._directory import directory

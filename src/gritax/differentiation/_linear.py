@@ -15,7 +15,7 @@ from .._attempt import Bounds, Progress
 from .._evolution import Evolution, Phi, optional
 from .._hierarchy import Level, Multigrid
 from .._kernel import kernel, make_room
-from .._relaxation import Points
+from .._points import Points
 from .._window import Window, solve_window
 from ._steps import AdjointStep, Linearised, TangentStep
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._evolution import Evolution, evaluations
-from .._relaxation import Points
+from .._points import Points
 
 
 class Linearised(eqx.Module):

@@ -20,7 +20,7 @@ from .._hierarchy import Hierarchy, Level, Multigrid
 from .._kernel import recorded
 from .._layout import AXIS
 from .._norms import measure
-from .._relaxation import arrived
+from .._points import arrived
 from .._sharing import shared
 from .._validation import validated
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from .._evolution import Evolution
 from .._hierarchy import Level
-from .._relaxation import arrived, everywhere, march, relax_coarse, relax_finest, uniform
+from .._points import arrived, everywhere, uniform
+from .._relaxation import march, relax_coarse, relax_finest
 from .._serial import advance
 from .._window import Window
 
