@@ -37,8 +37,12 @@ def test_divergence_names_iteration_level_and_cure():
 
 
 def test_a_stall_names_the_unstable_level_and_the_cure_works():
-    phi = _descent(lambda stride: 0.05 * stride)
-    state = jnp.array([0.3, -1.0, 2.1])  # from ones, rounding decides whether it stalls
+    descent = _descent(lambda stride: 0.05 * stride)
+
+    def phi(w, start, stride):  # driven: left alone the stiffest mode would be at rest, and grow from rounding
+        return descent(w, start, stride) + 0.05 * stride * jnp.sin(7.0 * jnp.asarray(start, w.dtype))
+
+    state = jnp.array([0.3, -1.0, 2.1])
     with pytest.raises(gritax.ConvergenceError, match=r"hardly falls. The propagator of level 3 \(stride 8\) grew.* 3-fold"):
         gritax.solve(phi, state, 1000, gritax.Multigrid(2), initial_guess="zeros", max_iterations=15)
     assert gritax.solve(phi, state, 1000, gritax.Multigrid(2, max_levels=2)).converged
