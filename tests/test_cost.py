@@ -1,6 +1,7 @@
 """Depth and work against counts made by hand."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import gritax
@@ -121,6 +122,28 @@ def test_the_cost_that_phi_states_is_counted():
     solution = _solve(20, 1, phi=Stages(), coarsening=4, relaxation=0, max_levels=2)
     assert solution.depth == 4 + 40 * (1 + 4) + 4
     assert solution.work == 3 * 20 + 7 * (5 + 4) + 3 * 20
+
+
+@pytest.mark.parametrize(("early", "more"), [(8, 0), (12, 9 + 9), (16, 9 + 9 + 9)])
+def test_coarse_steps_where_the_solution_is_known_are_not_taken(early, more):
+    """Sizes 64, 16, 4: relaxation solves two intervals of level 0, so the steps from points 0 and 1 of level 1 are never taken.
+
+    That from point 2, at the start 8, is taken twice: for the right-hand side and in the first sweep; that from point 3 only in
+    the sweep, while that from 2 is the dearest of the right-hand sides.
+    """
+
+    class Dear:
+        def __call__(self, u, start, stride):
+            return _phi(u, start, stride)
+
+        def cost(self, stride, starts):
+            depth = np.where(starts < early, 10, 1).max(axis=1).sum()
+            return int(depth), int(depth) * starts.shape[1]
+
+    plain, dear = (_solve(64, 1, phi=phi, coarsening=4, max_levels=3) for phi in (_phi, Dear()))
+    assert dear.level_sizes == (64, 16, 4)
+    assert dear.depth - plain.depth == more
+    assert dear.state == plain.state
 
 
 def test_one_level_is_the_serial_solve():
