@@ -150,7 +150,7 @@ class Solution:
         >>> import gritax
         >>> solution = gritax.solve(lambda u, start, stride: u / (1 + 0.01 * stride), 1.0, 1000)
         >>> [solution.depth_on(devices) for devices in (1, 64, 250)]
-        [19779, 454, 283]
+        [19374, 434, 263]
         """
         require_whole("devices", devices, 1)
         return sum(depth * -(-lanes // int(devices)) for lanes, depth in self._depth_by_lanes.items())

@@ -23,7 +23,7 @@ def figures(solution: Solution, spectrum: Spectrum | None = None) -> dict[str, A
     >>> solution = gritax.solve(lambda u, start, stride: u / (1 + 0.01 * stride), 1.0, 1000, profile=True)
     >>> run = gritax.reporting.figures(solution)
     >>> run["level_sizes"], run["iterations"], round(run["potential_speedup"], 2)
-    ([1000, 250, 62, 15], 5, 3.53)
+    ([1000, 250, 62, 15], 5, 3.8)
     """
     method, profile = solution.method, solution.profile
     return plain(
