@@ -10,6 +10,7 @@ from ._evolution import Evolution
 from ._hierarchy import Level
 from ._kernel import per_level
 from ._points import Points, by_interval
+from ._relaxation import coarse_step
 
 
 @per_level(("steps", "intervals", "reached"), c="points", e="points")
@@ -22,12 +23,8 @@ def restrict(level: Level, evolution: Evolution, c: Points, e: Points, exact: Ar
     arrivals are the solution of this one, and right-hand sides are of no use.
     """
     steps = len(jax.tree.leaves(e)[0])
-    starts = jnp.clip(level.points.index()[:steps], exact, level.size - 1) * level.stride
-
-    def coarse(u, start):
-        return evolution.advance_stored(u, evolution.clock(start), start, level.stride)[0]
-
-    predicted = jax.vmap(coarse)(jax.tree.map(lambda x: x[:steps], c), starts)
+    points = jnp.clip(level.points.index()[:steps], exact, level.size - 1)
+    predicted = jax.vmap(partial(coarse_step, level, evolution))(jax.tree.map(lambda x: x[:steps], c), points)
     g = jax.tree.map(jnp.subtract, e, predicted)
     group = level.layout.group if level.layout.is_shared else level.points.devices
     g, e = level.points.gathered((g, e), group, lanes=True)

@@ -82,9 +82,8 @@ class Cycle:
             c, e, _ = self.relax_finest(c, e, finest.sweeps)
         relaxed = residual_norm(finest, c, e)
         self.front += finest.exact_intervals
-        if len(self.hierarchy) == 1:
-            return keep_exact(finest, c, c, e, np.int32(self.front)), relaxed
-        corrected = self.correct(finest, c, e, min(self.front, finest.num_intervals), self.method.cycle)
+        exact = min(self.front, finest.num_intervals)
+        corrected = c if len(self.hierarchy) == 1 else self.correct(finest, c, e, exact, self.method.cycle)
         return keep_exact(finest, corrected, c, e, np.int32(self.front)), relaxed
 
     def ascend(self, u0: PyTree[Array], cycle: str) -> Points:

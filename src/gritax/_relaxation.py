@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ._evolution import Evolution
 from ._hierarchy import Level
@@ -96,7 +96,7 @@ def relax_coarse(
             def new(x, g, r):
                 return jnp.where(jax.lax.expand_dims(wanted, range(1, x.ndim)), x + _at(g, j), _at(r, j))
 
-            u = jax.tree.map(new, jax.vmap(partial(_coarse_step, level, evolution))(u, points), g, reached)
+            u = jax.tree.map(new, jax.vmap(partial(coarse_step, level, evolution))(u, points), g, reached)
             return u, jax.tree.map(lambda r, x: jax.lax.dynamic_update_index_in_dim(r, x, j, 0), reached, u)
 
         return jax.lax.fori_loop(first, steps, step, (u, reached))[1], ()
@@ -134,7 +134,8 @@ def stepped_from(level: Level, lanes: Any, j: Any, known: Any) -> tuple[Any, Any
     return lanes >= first, xp.minimum(xp.maximum(lanes, first) * level.factor + j, level.size - 1)
 
 
-def _coarse_step(level, evolution, u, point):
+def coarse_step(level: Level, evolution: Evolution, u: PyTree[Array], point: Array) -> PyTree[Array]:
+    """`Phi_l(u)` from this point of a coarse level."""
     start = point * level.stride
     return evolution.advance_stored(u, evolution.clock(start), start, level.stride)[0]
 
@@ -189,7 +190,7 @@ def march(level: Level, evolution: Evolution, c: Points, reached: Points, g: Poi
 
     def step(k, carry):
         u, points = carry
-        u = jax.tree.map(lambda x, y: x + _at(y, k), _coarse_step(level, evolution, u, k), g)
+        u = jax.tree.map(lambda x, y: x + _at(y, k), coarse_step(level, evolution, u, k), g)
         return u, jax.tree.map(lambda p, x: jax.lax.dynamic_update_index_in_dim(p, x, k + 1, 0), points, u)
 
     points = jax.tree.map(lambda x, r: jnp.concatenate([x[:1], r[:, 0]]), c, reached)
