@@ -18,19 +18,21 @@ from ._stiffest import STEADY
 
 _STABLE = 2.0
 _FEWEST, _FACTOR = 6, 4
+_ANY = 2**30
 
 
 class KnownRun(eqx.Module):
     """The curvature along a run and that beside the stiffest directions, and how coarse steps follow from it.
 
-    `single` is the longest stride of a level that takes one stage, `lasting` how long the optimizer remembers; levels are
-    chosen for `levels_kappa` and stay, whatever is met later; `initial_kappa` is that of the initial state, without margins.
-    These are arrays, since programs do not depend on them.
+    `single` is the longest stride of a level that takes one stage, `longest` that of any, `lasting` how long the optimizer
+    remembers; levels are chosen for `levels_kappa` and stay, whatever is met later; `initial_kappa` is that of the initial
+    state, without margins. These are arrays, since programs do not depend on them.
     """
 
     curvature: Curvature
     rest: Curvature
     single: int = eqx.field(static=True)
+    longest: int = eqx.field(static=True)
     lasting: int = eqx.field(static=True)
     first_factor: int = eqx.field(static=True)
     num_steps: int = eqx.field(static=True)
@@ -38,9 +40,12 @@ class KnownRun(eqx.Module):
     initial_kappa: Array | np.ndarray = eqx.field(default_factory=lambda: np.zeros(()))
 
     @classmethod
-    def of(cls, kappa: float | None, lasting: int = 1, first_factor: int = 1, num_steps: int = 2**30) -> "KnownRun":
+    def of(
+        cls, kappa: float | None, lasting: int = 1, first_factor: int = 1, num_steps: int = _ANY, longest: int = _ANY
+    ) -> "KnownRun":
         none = Curvature.along(np.zeros(1), np.zeros(1))
-        return cls(none, none, 2**30, lasting, first_factor, num_steps).along(np.zeros(1), np.full(1, kappa or 0.0))
+        begun = cls(none, none, _ANY, longest, lasting, first_factor, num_steps)
+        return begun.along(np.zeros(1), np.full(1, kappa or 0.0))
 
     def along(self, steps: np.ndarray, kappas: np.ndarray, rest: np.ndarray | None = None) -> "KnownRun":
         """With the curvature at these steps. Strides keep their one stage while that is stable: the programs stay the same."""
@@ -64,7 +69,8 @@ class KnownRun(eqx.Module):
         return replace(self, levels_kappa=np.asarray(self.curvature.largest))
 
     def factors(self, num_steps: int) -> list[int]:
-        """Factors of 4 to a few steps on the coarsest level; the first one less, if 4 steps take more than one stage.
+        """Factors of 4 to a few steps on the coarsest level, or to the longest stride; the first one less, if 4 steps take more
+        than one stage.
 
         With momentum the first interval is long enough for a velocity to decay in it.
         """
@@ -72,7 +78,7 @@ class KnownRun(eqx.Module):
         if first == 1:
             first = min(_FACTOR, reach(1, float(self.levels_kappa)))
         factors = [min(first, most)] if first > 1 else []
-        while num_steps // (math.prod(factors) * _FACTOR) >= _FEWEST:
+        while math.prod(factors) * _FACTOR <= min(num_steps // _FEWEST, self.longest):
             factors.append(_FACTOR)
         return factors
 

@@ -26,6 +26,7 @@ _MARGIN = 1.15
 _MORE = 1.5
 _FACTOR = 4
 _LARGEST_MARGIN = 6.0
+_LONGEST = 512  # stride of an optimizer that is not linear in its gradients
 
 
 class Stabilized(eqx.Module):
@@ -40,6 +41,9 @@ class Stabilized(eqx.Module):
     optimizer it is found by steps with gradients of zero. Each stage replays the optimizer's own M updates with gradients at
     the stage. The moments after the step, and how far the parameters are from z, are those of the last stage's replay: wrong
     to first order in M, and forgotten within the first interval of training steps. Without momentum z is w.
+
+    Second moments change while a long step is taken, as far as the gradients of a stage say, which is too little beyond half the
+    memory of Adam: strides of an optimizer that is not linear in its gradients end at 512, and more steps add to the coarsest level.
 
     Where one stage is enough, the step is that of `FrozenGradient`. The number of stages is that of the largest
     curvature within the coarse step, measured at the initial state and again along the initial guess, where it usually has
@@ -210,11 +214,11 @@ class Stabilized(eqx.Module):
         params = _initial(step, states)
         lasting = memory(step.optimizer, params)
         # A velocity is to have decayed within an interval; where it is divided by the root of a second moment, it is small.
-        first = 1 if lasting == 1 else 2 * lasting if linear(step.optimizer, params) else 2 * _FACTOR
+        is_linear = linear(step.optimizer, params) is not None
+        first = 1 if lasting == 1 else 2 * lasting if is_linear else 2 * _FACTOR
         directions = Stiffest.nowhere(params, self.directions)
-        return self._with(
-            KnownRun.of(self.kappa, lasting, first, num_steps), directions if directions.count and self.kappa is None else None
-        )
+        known = KnownRun.of(self.kappa, lasting, first, num_steps, *(() if is_linear else (_LONGEST,)))
+        return self._with(known, directions if directions.count and self.kappa is None else None)
 
     def of_quadratic(self, curvatures: Array, start: Array, stride: int) -> "Stabilized":
         """What this coarse step is for a quadratic loss with these curvatures, one for each parameter."""
