@@ -128,6 +128,17 @@ def test_directions_do_not_do_where_the_curvature_grows():
     np.testing.assert_allclose(jax.vmap(lambda s: known.within(s, 1024)[0])(jnp.asarray(starts)), kappa, rtol=1e-6)
 
 
+def test_between_two_states_the_curvature_goes_from_one_to_the_other():
+    """As a power of the step: .1 at 64 and .00625 at 1,024 (each counted from 1) are .025 at 256, and stay .00625 later."""
+    basis = np.broadcast_to(np.eye(4)[:, :1], (2, 4, 1))
+    known = Stiffest.nowhere(jnp.zeros(4), 1).along(np.array([63, 1023]), jnp.asarray(basis), np.array([[[0.1]], [[0.00625]]]))
+    change, count, stride = jnp.arange(1.0, 5.0), jnp.int32(4), 64
+    for middle, kappa in ((63, 0.1), (255, 0.025), (1023, 0.00625), (9999, 0.00625)):
+        corrected = known.corrected(change, jnp.int32(middle - stride // 2), stride, count, jnp.ones(()))
+        wanted = change.at[0].multiply(exact(jnp.asarray(stride * kappa), count))
+        np.testing.assert_allclose(corrected, wanted, rtol=1e-6)
+
+
 def test_as_many_as_half_of_the_parameters():
     assert Stiffest.nowhere(small.params(), 32).count == 20 and Stiffest.nowhere({"w": jnp.ones(1)}, 32).count == 0
 

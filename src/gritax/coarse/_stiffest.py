@@ -33,7 +33,10 @@ _NEVER = np.iinfo(np.int32).max
 
 
 class Stiffest(eqx.Module):
-    """From step `steps[i]` on: a basis [n, k] of the stiffest directions, the modes in it and their kappas a training step."""
+    """From step `steps[i]` on: a basis [n, k] of the stiffest directions, the modes in it and their kappas a training step.
+
+    From there to the next of these steps all kappas change as the largest does.
+    """
 
     steps: Array | np.ndarray
     basis: Array
@@ -84,11 +87,21 @@ class Stiffest(eqx.Module):
         # All bases for all lanes: one product of matrices, where each lane's own would be copied for it.
         here = jnp.maximum(jnp.sum(begun) - 1, 0)
         coordinates = self.inverse[here] @ jnp.einsum("pnk,n->pk", self.basis, flat)[here]
-        longer = exact(stride * growth.astype(flat.dtype) * self.kappas[here], count) - 1
+        kappas = self.kappas[here] * self._ratio(here, start + stride // 2).astype(flat.dtype)
+        longer = exact(stride * growth.astype(flat.dtype) * kappas, count) - 1
         followed = begun.any() & (growth <= STEADY)
         share = jnp.where(followed & (jnp.arange(_POINTS) == here), 1, 0).astype(flat.dtype)
         coefficients = share[:, None] * (self.modes[here] @ (longer * coordinates))[None]
         return unravel(flat + jnp.einsum("pnk,pk->n", self.basis, coefficients))
+
+    def _ratio(self, here: Array, step: Array) -> Array:
+        """The largest kappa at `step` over that at point `here`: a power of the step on the way to the next point."""
+        steps, largest = jnp.asarray(self.steps), jnp.max(self.kappas, axis=-1)
+        after = jnp.minimum(here + 1, jnp.maximum(jnp.sum(steps != _NEVER) - 1, 0))
+        way = jnp.log1p(steps[after]) - jnp.log1p(steps[here])
+        share = jnp.clip((jnp.log1p(step) - jnp.log1p(steps[here])) / jnp.where(way > 0, way, 1), 0, 1)
+        known = (largest[here] > 0) & (largest[after] > 0)
+        return jnp.where(known, largest[after] / jnp.where(known, largest[here], 1), 1) ** share
 
 
 def _modes(in_basis: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
