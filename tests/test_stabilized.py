@@ -205,7 +205,7 @@ def test_a_guess_that_is_too_stiff_is_forgotten_after_the_first_iteration():
     [(optax.sgd(0.1), 4, 0, 4096), (optax.sgd(0.1, momentum=0.8), 28, 1, 7168), (optax.adam(1e-3), 8, 1, 512)],
 )
 def test_levels_are_those_that_the_memory_of_the_optimizer_asks_for(optimizer, first, last, longest):
-    """28 steps are twice those after which a velocity of .8 has had 95 percent of its effect; second moments change within 1,000."""
+    """28 steps are twice those after which a velocity of .8 has had 95 percent of its effect. Second moments end at 512."""
     step = gritax.TrainStep(lambda w, x: 0.005 * jnp.sum(w**2), optimizer, lambda step: None, gritax.Stabilized())
     phi = step.adapted(jax.tree.map(lambda x: x[None], step.init(jnp.ones(4))), np.zeros(1, np.int32), 65536, None)[0]
     method = phi.method(65536)

@@ -42,8 +42,8 @@ class Stabilized(eqx.Module):
     the stage. The moments after the step, and how far the parameters are from z, are those of the last stage's replay: wrong
     to first order in M, and forgotten within the first interval of training steps. Without momentum z is w.
 
-    Second moments change while a long step is taken, as far as the gradients of a stage say, which is too little beyond half the
-    memory of Adam: strides of an optimizer that is not linear in its gradients end at 512, and more steps add to the coarsest level.
+    Second moments change within a long step as the gradients of one stage say, which is wrong beyond half the memory of
+    Adam. So strides of an optimizer that is not linear in its gradients end at 512, and the coarsest level grows instead.
 
     Where one stage is enough, the step is that of `FrozenGradient`. The number of stages is that of the largest
     curvature within the coarse step, measured at the initial state and again along the initial guess, where it usually has
