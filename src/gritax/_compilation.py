@@ -47,10 +47,9 @@ def kernels_of(cycle: Cycle, u0: PyTree[Array]) -> list[tuple[Any, tuple]]:
     ]
     for level in coarser:
         c, arrivals = points(level.layout.total), points(level.points.lanes(level.size))
-        g = points(level.layout.lanes(level.num_lanes) * level.factor if level.layout.is_shared else level.size)
         kernels.append((restrict, (level, evolution, points(level.points.total), arrivals, count)))
         kernels.append((everywhere, (level, u0)))
-        reached = points(level.factor, level.layout.lanes(level.num_lanes))
+        reached = g = points(level.factor, level.layout.lanes(level.num_lanes))
         if level is cycle.hierarchy[-1]:
             kernels.append((march, (level, evolution, c, reached, g, count)))
         else:

@@ -13,7 +13,7 @@ from ._points import Points, by_interval
 from ._relaxation import coarse_step
 
 
-@per_level(("steps", "intervals", "reached"), c="points", e="points")
+@per_level(("reached", "intervals", "reached"), c="points", e="points")
 def restrict(level: Level, evolution: Evolution, c: Points, e: Points, exact: Array) -> tuple[Points, Points, Points]:
     """Right-hand side of `level` from the C-points `c` and arrivals `e` of the next finer one, its C-points, what they reach.
 
@@ -29,8 +29,8 @@ def restrict(level: Level, evolution: Evolution, c: Points, e: Points, exact: Ar
     group = level.layout.group if level.layout.is_shared else level.points.devices
     g, e = level.points.gathered((g, e), group, lanes=True)
     c = jax.tree.map(lambda x: x[:: level.factor][: level.layout.here], level.points.gathered(c, group))
-    g, e = jax.tree.map(lambda x: x[: level.num_steps], (g, e))
-    return g, c, jax.tree.map(partial(by_interval, level), e)
+    g, e = jax.tree.map(lambda x: by_interval(level, x[: level.num_steps]), (g, e))
+    return g, c, e
 
 
 @per_level("intervals", corrected="intervals", c="intervals", e="intervals")

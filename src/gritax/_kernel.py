@@ -73,9 +73,9 @@ def _quick_options() -> dict | None:
     return _QUICK
 
 
-# An array that is shared between devices, by what its leading axis counts: intervals of the level, the steps in them, or points
-# of it, which are intervals of the next finer one. "reached" has intervals as its second axis. None: the same on every device.
-_Kind = Literal["intervals", "steps", "points", "reached"] | None
+# An array that is shared between devices, by what its leading axis counts: intervals of the level, or points of it, which are
+# intervals of the next finer one. "reached" has intervals as its second axis. None: the same on every device.
+_Kind = Literal["intervals", "points", "reached"] | None
 
 
 def _spec(level: Level, kind: _Kind) -> PartitionSpec:
@@ -158,7 +158,7 @@ class _PerLevel:
         return self._quick
 
     def _numbers(self, level: Level, arrays) -> int:
-        counts = {"intervals": level.num_intervals + 1, "steps": level.size, "points": level.size + 1, "reached": level.size}
+        counts = {"intervals": level.num_intervals + 1, "points": level.size + 1, "reached": level.size}
 
         def size(kind, x):
             return x.size if kind is None else math.prod(x.shape[2 if kind == "reached" else 1 :]) * counts[kind]

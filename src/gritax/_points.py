@@ -42,16 +42,15 @@ def as_points(level: Level, x: Array) -> Array:
     return level.points.own(x, level.layout.first() * level.factor)
 
 
-@per_level(("intervals", "reached", "steps"))
+@per_level(("intervals", "reached", "reached"))
 def everywhere(level: Level, u: PyTree[Array]) -> tuple[Points, Points, Points]:
     """One state at all C-points, the same reached from them, and right-hand sides of zero."""
 
     def at_all(*shape):
         return lambda x: jnp.broadcast_to(x, (*shape, *x.shape))
 
-    zero = jax.tree.map(jnp.zeros_like, u)
     reached = jax.tree.map(at_all(level.factor, level.num_lanes), u)
-    return jax.tree.map(at_all(level.layout.here), u), reached, jax.tree.map(at_all(level.num_steps), zero)
+    return jax.tree.map(at_all(level.layout.here), u), reached, jax.tree.map(jnp.zeros_like, reached)
 
 
 @per_level("intervals")

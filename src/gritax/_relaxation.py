@@ -3,7 +3,8 @@
 On level l the equation of point k is `u[k] = Phi_l(u[k-1]) + g[k]`, with no `g` on the finest level. A level is held by
 its C-points alone (`c`, leading axis `num_intervals + 1`). A *sweep* carries each of them through its interval and gives
 the *arrivals* (`e`, leading axis `num_intervals`), the values that the equation wants at the next C-point. Hence
-`e - c[1:]` is the residual, and a C-relaxation replaces `c[1:]` by `e`. Right-hand sides have the leading axis `size`.
+`e - c[1:]` is the residual, and a C-relaxation replaces `c[1:]` by `e`. Right-hand sides `g` and what C-points lead to
+(`reached`) have all points as [point in its interval, interval].
 All of these are in the stored form of `Evolution`. On a mesh each device has the intervals that its `Layout` says, and these
 axes are as long as that.
 """
@@ -19,7 +20,7 @@ from jaxtyping import Array, PyTree
 from ._evolution import Evolution
 from ._hierarchy import Level
 from ._kernel import per_level
-from ._points import Points, as_points, by_interval
+from ._points import Points, as_points
 
 
 @per_level(("intervals", "intervals", None), c="intervals", e="intervals")
@@ -65,7 +66,7 @@ def relax_finest(level: Level, evolution: Evolution, c: Points, e: Points, sweep
     return c, e, evolution.natural(level.layout.at(c, last))
 
 
-@per_level(("intervals", "intervals", "reached"), c="intervals", reached="reached", g="steps")
+@per_level(("intervals", "intervals", "reached"), c="intervals", reached="reached", g="reached")
 def relax_coarse(
     level: Level,
     evolution: Evolution,
@@ -79,12 +80,11 @@ def relax_coarse(
 ) -> tuple[Points, Points, Points]:
     """On a coarse level, beginning with an F-relaxation, `sweeps` times {C-relaxation, sweep}: `c`, `e` and what was `reached`.
 
-    That is the F-points, and arrivals where there is a C-point, as [point in its interval, interval]. Given are in it the
-    solution up to point `exact` of the level, and what C-points lead to up to point `first` of their intervals, from where the
-    first sweep goes. Sweeps go to point `steps`: `factor` for arrivals, one less for a plain F-relaxation.
+    That is the F-points, and arrivals where there is a C-point. Given are in it the solution up to point `exact` of the level,
+    and what C-points lead to up to point `first` of their intervals, from where the first sweep goes. Sweeps go to point
+    `steps`: `factor` for arrivals, one less for a plain F-relaxation.
     """
     lanes = level.layout.index()[: level.num_lanes]
-    g = jax.tree.map(partial(by_interval, level), g)
 
     def intervals(known, first, inputs, reached, _):
         u, lanes, g = inputs
@@ -184,13 +184,13 @@ def _c_relax(level, c, e):
     return jax.tree.map(new, c, level.layout.arrivals(c, e))
 
 
-@per_level("points", c="intervals", reached="reached", g="steps")
+@per_level("points", c="intervals", reached="reached", g="reached")
 def march(level: Level, evolution: Evolution, c: Points, reached: Points, g: Points, first: Array) -> Points:
     """All points of the coarsest level, one after the other; those up to point `first` are in `reached`, or `c[0]`."""
 
     def step(k, carry):
         u, points = carry
-        u = jax.tree.map(lambda x, y: x + _at(y, k), coarse_step(level, evolution, u, k), g)
+        u = jax.tree.map(lambda x, y: x + _at(y, k)[0], coarse_step(level, evolution, u, k), g)
         return u, jax.tree.map(lambda p, x: jax.lax.dynamic_update_index_in_dim(p, x, k + 1, 0), points, u)
 
     points = jax.tree.map(lambda x, r: jnp.concatenate([x[:1], r[:, 0]]), c, reached)

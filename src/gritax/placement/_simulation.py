@@ -149,7 +149,7 @@ class Simulation:
         def stacked(*shape):
             return jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape)), u)
 
-        c, e, g = stacked(level.num_intervals + 1), stacked(level.num_intervals), stacked(level.size)
+        c, e = stacked(level.num_intervals + 1), stacked(level.num_intervals)
         reached = stacked(level.factor, level.num_lanes)
         arguments = {
             "arrived": (c,),
@@ -157,10 +157,10 @@ class Simulation:
             "measure": (evolution, c, e, self._u0, self._u0, self._u0),
             "residual_norm": (c, e),
             "keep_exact": (c, c, e, *counts),
-            "restrict": (evolution, stacked(level.size + 1), g, *counts),
-            "relax_coarse": (evolution, c, reached, g, *counts),
+            "restrict": (evolution, stacked(level.size + 1), stacked(level.size), *counts),
+            "relax_coarse": (evolution, c, reached, reached, *counts),
             "all_points": (c, reached),
-            "march": (evolution, c, reached, g, *counts),
+            "march": (evolution, c, reached, reached, *counts),
         }[task.kernel.name]
         return lambda: task.kernel(level, *arguments)
 
