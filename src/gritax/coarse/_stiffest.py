@@ -87,7 +87,7 @@ class Stiffest(eqx.Module):
         # All bases for all lanes: one product of matrices, where each lane's own would be copied for it.
         here = jnp.maximum(jnp.sum(begun) - 1, 0)
         coordinates = self.inverse[here] @ jnp.einsum("pnk,n->pk", self.basis, flat)[here]
-        kappas = self.kappas[here] * self._ratio(here, start + stride // 2).astype(flat.dtype)
+        kappas = self.kappas[here] * self._ratio(here, start + stride // 2)
         longer = exact(stride * growth.astype(flat.dtype) * kappas, count) - 1
         followed = begun.any() & (growth <= STEADY)
         share = jnp.where(followed & (jnp.arange(_POINTS) == here), 1, 0).astype(flat.dtype)
@@ -96,10 +96,11 @@ class Stiffest(eqx.Module):
 
     def _ratio(self, here: Array, step: Array) -> Array:
         """The largest kappa at `step` over that at point `here`: a power of the step on the way to the next point."""
-        steps, largest = jnp.asarray(self.steps), jnp.max(self.kappas, axis=-1)
-        after = jnp.minimum(here + 1, jnp.maximum(jnp.sum(steps != _NEVER) - 1, 0))
-        way = jnp.log1p(steps[after]) - jnp.log1p(steps[here])
-        share = jnp.clip((jnp.log1p(step) - jnp.log1p(steps[here])) / jnp.where(way > 0, way, 1), 0, 1)
+        largest = jnp.max(self.kappas, axis=-1)
+        after = jnp.minimum(here + 1, jnp.maximum(jnp.sum(jnp.asarray(self.steps) != _NEVER) - 1, 0))
+        place = jnp.log1p(jnp.asarray(self.steps).astype(largest.dtype))
+        gone, way = jnp.log1p(step.astype(largest.dtype)) - place[here], place[after] - place[here]
+        share = jnp.clip(gone / jnp.where(way > 0, way, 1), 0, 1)
         known = (largest[here] > 0) & (largest[after] > 0)
         return jnp.where(known, largest[after] / jnp.where(known, largest[here], 1), 1) ** share
 
