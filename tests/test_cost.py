@@ -146,6 +146,21 @@ def test_coarse_steps_where_the_solution_is_known_are_not_taken(early, more):
     assert dear.state == plain.state
 
 
+def test_steps_that_are_not_taken_are_not_asked_for():
+    """Four intervals of FCF-relaxation: after two iterations nothing is left for the coarsest level."""
+
+    class Costly:
+        def __call__(self, u, start, stride):
+            return _phi(u, start, stride)
+
+        def cost(self, stride, starts):
+            assert 0 <= starts.min() and starts.max() < 20
+            return len(starts), starts.size
+
+    solutions = [_solve(20, 4, phi=phi, coarsening=5, max_levels=2) for phi in (Costly(), _phi)]
+    assert solutions[0].depth == solutions[1].depth and solutions[0].work == solutions[1].work
+
+
 def test_one_level_is_the_serial_solve():
     solution = _solve(7, 1, max_levels=1)
     assert (solution.depth, solution.residuals[1]) == (14, 0.0)

@@ -35,6 +35,8 @@ class Cost:
 
         phi may define `cost(stride, starts) -> (depth, work)` of the same starts, if steps differ in what they cost.
         """
+        if not points.size:  # relaxation knows the whole coarsest level
+            return
         count, (steps, lanes) = optional(phi, "cost"), points.shape
         if count is None or level.stride == 1:
             depth = steps * evaluations(phi, "depth", level.stride)

@@ -46,8 +46,8 @@ class Stabilized(eqx.Module):
     Adam. So strides of an optimizer that is not linear in its gradients end at 512, and the coarsest level grows instead.
 
     Where one stage is enough, the step is that of `FrozenGradient`. The number of stages is that of the largest
-    curvature within the coarse step, measured at the initial state and again along the initial guess, where it usually has
-    fallen. From then on the stiffest directions, found at the same time, are taken exactly (as far as the loss is quadratic),
+    curvature within the coarse step, measured at the initial state and again along the initial guess (after the first iteration
+    if that is not the graded one), where it usually has fallen. From then on the stiffest directions, found at the same time, are taken exactly (as far as the loss is quadratic),
     and the curvature that counts is that of the others. With momentum directions wait for the first iteration, with second
     moments the curvature does too.
 
