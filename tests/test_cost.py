@@ -154,7 +154,7 @@ def test_steps_that_are_not_taken_are_not_asked_for():
             return _phi(u, start, stride)
 
         def cost(self, stride, starts):
-            assert 0 <= starts.min() and starts.max() < 20
+            assert starts.min() >= 0 and starts.max() < 20
             return len(starts), starts.size
 
     solutions = [_solve(20, 4, phi=phi, coarsening=5, max_levels=2) for phi in (Costly(), _phi)]

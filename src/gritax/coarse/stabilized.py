@@ -47,9 +47,9 @@ class Stabilized(eqx.Module):
 
     Where one stage is enough, the step is that of `FrozenGradient`. The number of stages is that of the largest
     curvature within the coarse step, measured at the initial state and again along the initial guess (after the first iteration
-    if that is not the graded one), where it usually has fallen. From then on the stiffest directions, found at the same time, are taken exactly (as far as the loss is quadratic),
-    and the curvature that counts is that of the others. With momentum directions wait for the first iteration, with second
-    moments the curvature does too.
+    if that is not the graded one), where it usually has fallen. From then on the stiffest directions, found at the same time,
+    are taken exactly (as far as the loss is quadratic), and the curvature that counts is that of the others. With momentum
+    directions wait for the first iteration, with second moments the curvature does too.
 
     A depth of s; a work of `stride` for each evaluation.
 
