@@ -217,7 +217,7 @@ class Stabilized(eqx.Module):
         is_linear = linear(step.optimizer, params) is not None
         first = 1 if lasting == 1 else 2 * lasting if is_linear else 2 * _FACTOR
         directions = Stiffest.nowhere(params, self.directions)
-        known = KnownRun.of(self.kappa, lasting, first, num_steps, *(() if is_linear else (_LONGEST,)))
+        known = KnownRun.of(self.kappa, lasting, first, num_steps, num_steps if is_linear else _LONGEST)
         return self._with(known, directions if directions.count and self.kappa is None else None)
 
     def of_quadratic(self, curvatures: Array, start: Array, stride: int) -> "Stabilized":
