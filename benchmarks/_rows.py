@@ -21,8 +21,8 @@ def distance(a, b):
     return float(optax.tree.norm(jax.tree.map(lambda x, y: x - y, a, b)))
 
 
-def row(problem, steps, method=None, tolerance=None, /, *, warm=False, max_iterations=12, **names):
-    """`seconds` are those of the first call, with its compilation; `warm` times both sides once more."""
+def row(problem, steps, method=None, tolerance=None, /, *, warm_below=0.0, max_iterations=12, **names):
+    """`seconds` are those of a first call, with its compilation; one of less than `warm_below` is timed once more, and the twin."""
 
     def parallel():
         return gritax.solve(
@@ -35,7 +35,7 @@ def row(problem, steps, method=None, tolerance=None, /, *, warm=False, max_itera
     solution, seconds = _timed(parallel)
     twin, serial_seconds = _timed(serial)
     times = {"seconds": seconds, "serial_seconds": serial_seconds}
-    if warm:
+    if seconds < warm_below:
         times |= {"warm_seconds": _timed(parallel)[1], "warm_serial_seconds": _timed(serial)[1], "load": load()}
     return {
         **names,

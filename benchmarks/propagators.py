@@ -2,7 +2,8 @@
 
     python benchmarks/propagators.py [names of problems] [--json FILE] [--page FILE]
 
-Counts do not depend on the machine. Seconds are those of a second call beside a second serial run, both compiled.
+Counts do not depend on the machine. Seconds are those of a second call beside a second serial run, both compiled;
+in brackets those of a first call that took longer than a minute, compilation included.
 Rows of problems that are not named stay in FILE as they were. `--page` writes the table between the two marks of a page.
 """
 
@@ -21,6 +22,7 @@ import gritax
 
 jax.config.update("jax_enable_x64", True)
 
+WARM_BELOW = 60.0
 START, END = "<!-- table of propagators -->", "<!-- end of table -->"
 
 
@@ -56,7 +58,7 @@ def measured(problem, name):
     steps, make = PROBLEMS[problem]
     names = {"problem": problem, "propagator": name, "date": today()}
     try:
-        return row(make(PROPAGATORS[name]()), steps, warm=True, max_iterations=20, **names)
+        return row(make(PROPAGATORS[name]()), steps, warm_below=WARM_BELOW, max_iterations=20, **names)
     except ValueError as error:
         return {**names, "steps": steps, "refused": str(error)}
 
@@ -84,7 +86,8 @@ def cells(row):
         return [*begin, "refused", *[""] * 6]
     iterations = str(row["iterations"]) if row["converged"] else f"not in {row['iterations']}"
     speedups = [f"{row[name]:.2f}" if row["converged"] else "" for name in ("potential_speedup", "speedup_on_devices")]
-    seconds = [f"{row[name]:.2f}" for name in ("warm_seconds", "warm_serial_seconds")]
+    warm = [f"{row[name]:.2f}" for name in ("warm_seconds", "warm_serial_seconds") if name in row]
+    seconds = warm or [f"({row[name]:.0f})" for name in ("seconds", "serial_seconds")]
     return [*begin, iterations, f"{row['depth']:,}", *speedups, f"{row['work_per_step']:.1f}", *seconds]
 
 
