@@ -22,7 +22,7 @@ def distance(a, b):
 
 
 def row(problem, steps, method=None, tolerance=None, /, *, warm_below=0.0, max_iterations=12, **names):
-    """`seconds` are those of a first call, with its compilation; one of less than `warm_below` is timed once more, and the twin."""
+    """`seconds` are those of a first call, with its compilation; one below `warm_below` is timed again, as is the twin."""
 
     def parallel():
         return gritax.solve(
