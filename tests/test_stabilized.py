@@ -187,6 +187,19 @@ def test_what_is_measured_along_a_guess_is_what_a_guess_is_good_enough_for(optim
         assert coarse.method(64) == levels
 
 
+def test_directions_are_found_again_after_one_failure():
+    """After a second there are none: a solve that they slow down does not begin again with them until it may no more."""
+    step = gritax.TrainStep(small.loss, optax.sgd(0.1), small.batches())
+    states = jax.tree.map(lambda x: jnp.stack([x, x]), step.init(small.params()))
+    starts = np.array([0, 32], np.int32)
+    first = jax.tree.map(lambda x: x[:1], states)
+    coarse, *_ = gritax.Stabilized(directions=2).adapted(step, first, starts[:1], 64, None)
+    for found in (True, True, False, False):
+        along, *_ = coarse.adapted(step, states, starts, 64, 0)
+        assert ("directions" in str(along)) == found
+        coarse = along.finer()
+
+
 def test_a_guess_that_is_too_stiff_is_forgotten_after_the_first_iteration():
     """The curvature is 1 + 9 w^2: 10 in the guess, 1 at the initial state and where training is."""
     loss = lambda w, batch: 0.01 * jnp.sum(w**2 / 2 + 0.75 * w**4)

@@ -228,11 +228,11 @@ class Stabilized(eqx.Module):
         return self._with(self._known, Stiffest.of_quadratic(curvatures, rest))
 
     def finer(self) -> "Stabilized | None":
-        """For half as much curvature again as was found, if it was not the caller's."""
+        """For half as much curvature again as was found, if it was not the caller's; the second time without directions."""
         if self.kappa is not None or self._margin > _LARGEST_MARGIN:
             return None
         more = self._known.along(np.zeros(1, np.int32), np.full(1, _MORE * self.largest_kappa)).with_new_levels()
-        known = self._stiffest_directions
+        known = self._stiffest_directions if self._margin == _MARGIN else None
         return self._with(more, known and known.forgotten(), _MORE * self._margin)
 
     def __str__(self) -> str:
