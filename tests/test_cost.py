@@ -8,6 +8,7 @@ import gritax
 from gritax._continuity import jumps
 from gritax._cycle import Cycle
 from gritax._evolution import Evolution
+from gritax._expected import expected_depth
 
 
 def _phi(u, start, stride):
@@ -165,6 +166,12 @@ def test_one_level_is_the_serial_solve():
     solution = _solve(7, 1, max_levels=1)
     assert (solution.depth, solution.residuals[1]) == (14, 0.0)
     assert jnp.allclose(solution.state, 1.01**-7)
+
+
+@pytest.mark.parametrize("iterations", [0, 3])
+def test_one_level_is_expected_to_be_solved_by_its_guess(iterations):
+    hierarchy = gritax.Multigrid(max_levels=1).hierarchy(7)
+    assert expected_depth(hierarchy, lambda stride: 1, iterations) == _solve(7, 0, guess="graded", max_levels=1).depth
 
 
 def test_depth_on_few_devices():

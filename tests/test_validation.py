@@ -119,6 +119,26 @@ def test_a_cost_that_is_no_whole_number():
         gritax.solve(Half(), 1.0, 40)
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (7, r"phi\.cost\(stride, starts\) must return \(depth, work\), two integers, not 7"),
+        ((7.5, 8), r"the depth that phi\.cost\(\d+, starts\) returns must be a whole number of at least 1, not 7.5"),
+        ((7, 0), r"the work that phi\.cost\(\d+, starts\) returns must be a whole number of at least 1, not 0"),
+    ],
+)
+def test_a_cost_of_steps_that_is_no_pair_of_whole_numbers(returned, message):
+    class Odd:
+        def __call__(self, u, start, stride):
+            return _ok(u, start, stride)
+
+        def cost(self, stride, starts):
+            return returned
+
+    with pytest.raises(ValueError, match=message):
+        gritax.solve(Odd(), 1.0, 40)
+
+
 def test_nothing_runs_before_the_arguments_are_known_to_fit():
     def phi(u, start, stride):
         raise AssertionError("phi was called")

@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 
 from . import _points, _relaxation
 from ._correction import keep_exact, restrict
-from ._evolution import Evolution, Phi, evaluations, optional
+from ._evolution import Evolution, Phi, costs
 from ._hierarchy import Hierarchy, Level, Multigrid
 from ._norms import residual_norm
 from ._points import Points, arrived
@@ -31,20 +31,12 @@ class Cost:
         return self.by_lanes.total()
 
     def add(self, phi: Phi, level: Level, points: np.ndarray) -> None:
-        """Applications from these points of the level, [sequence, lanes].
-
-        phi may define `cost(stride, starts) -> (depth, work)` of the same starts, if steps differ in what they cost.
-        """
+        """Applications from these points of the level, [sequence, lanes]."""
         if not points.size:  # relaxation knows the whole coarsest level
             return
-        count, (steps, lanes) = optional(phi, "cost"), points.shape
-        if count is None or level.stride == 1:
-            depth = steps * evaluations(phi, "depth", level.stride)
-            work = steps * lanes * evaluations(phi, "work", level.stride)
-        else:
-            depth, work = count(level.stride, points * level.stride)
+        depth, work = costs(phi, level.stride, points * level.stride)
         self.by_level[level.index] += depth
-        self.spend(lanes, depth, work)
+        self.spend(points.shape[1], depth, work)
 
     def spend(self, lanes: int, depth: int, work: int) -> None:
         self.by_lanes[lanes] += depth

@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._arguments import require_whole
@@ -170,3 +171,18 @@ def evaluations(phi: Phi, name: str, stride: int) -> int:
         return 1
     require_whole(f"phi.{name}({stride})", count(stride), 1)
     return int(count(stride))
+
+
+def costs(phi: Phi, stride: int, starts: np.ndarray) -> tuple[int, int]:
+    """(depth, work) of steps from `starts`, [sequence, lanes]: `phi.cost(stride, starts)` if they differ in what they cost."""
+    count, (steps, lanes) = optional(phi, "cost"), starts.shape
+    if count is None or stride == 1:
+        return steps * evaluations(phi, "depth", stride), steps * lanes * evaluations(phi, "work", stride)
+    found = count(stride, starts)
+    try:
+        depth, work = found
+    except (TypeError, ValueError):
+        raise ValueError(f"phi.cost(stride, starts) must return (depth, work), two integers, not {found!r}.") from None
+    for name, value in (("depth", depth), ("work", work)):
+        require_whole(f"the {name} that phi.cost({stride}, starts) returns", value, 1)
+    return int(depth), int(work)

@@ -19,10 +19,13 @@ class Applications:
 
 
 def applications(hierarchy: Hierarchy, iterations: int) -> list[Applications]:
-    """Of the graded guess, and of so many V-cycles, each with the sweep that measures what it gives."""
+    """Of the graded guess, and of so many V-cycles, each with the sweep that measures what it gives.
+
+    A single level is solved by its guess.
+    """
     *relaxed, last = hierarchy.levels
     if not relaxed:
-        return [Applications(1, 1, (1 + iterations) * last.size)]
+        return [Applications(1, 1, 2 * last.size)]
     finest, *between = relaxed
     alone = intervals_alone(hierarchy)
     sweeps = alone[0] + 1 + iterations * (finest.sweeps + 1)
