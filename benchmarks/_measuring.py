@@ -16,15 +16,23 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-def child(script: str, *arguments, python: str = sys.executable, x64: bool = True, launcher: tuple[str, ...] = ()) -> dict:
+def child(
+    script: str,
+    *arguments,
+    python: str = sys.executable,
+    x64: bool = True,
+    launcher: tuple[str, ...] = (),
+    limit: float | None = None,
+) -> dict:
     """What `script` prints last, a JSON object, run in a fresh process on the CPU and without a compilation cache.
 
-    The parent never imports JAX: on Linux a child's peak memory starts from that of the process that started it.
+    Raises `subprocess.TimeoutExpired` after `limit` seconds. A parent that measures memory never imports JAX: on Linux a child's
+    peak starts from that of the process that started it.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
     environment |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(x64))}
     command = [*launcher, python, str(HERE / script), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
     if done.returncode:
         raise RuntimeError(f"{script} {' '.join(map(str, arguments))} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

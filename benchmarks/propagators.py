@@ -3,18 +3,21 @@
     python benchmarks/propagators.py [names of problems] [--json FILE] [--page FILE]
 
 Counts do not depend on the machine. Seconds are those of a second call beside a second serial run, both compiled;
-in brackets those of a first call that took longer than a minute, compilation included.
+in brackets those of a first call that took longer than a minute, compilation included. A row that takes longer than
+fifteen minutes, in a process of its own, is given up.
 Rows of problems that are not named stay in FILE as they were. `--page` writes the table between the two marks of a page.
 """
 
 import itertools
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import optax
-from _measuring import today
+from _measuring import child, today
 from _rows import row, table_arguments, write, write_table
 
 import gritax
@@ -22,7 +25,7 @@ import gritax
 
 jax.config.update("jax_enable_x64", True)
 
-WARM_BELOW = 60.0
+WARM_BELOW, LIMIT = 60.0, 900.0
 START, END = "<!-- table of propagators -->", "<!-- end of table -->"
 
 
@@ -63,6 +66,13 @@ def measured(problem, name):
         return {**names, "steps": steps, "refused": str(error)}
 
 
+def within_limit(problem, name):
+    try:
+        return child("propagators.py", "measure", problem, name, limit=LIMIT)
+    except subprocess.TimeoutExpired:
+        return {"problem": problem, "propagator": name, "date": today(), "steps": PROBLEMS[problem][0], "given_up": LIMIT}
+
+
 def known_rows(file):
     return json.loads(Path(file).read_text())["rows"] if file and Path(file).exists() else []
 
@@ -80,10 +90,10 @@ HEADER = (
 
 
 def cells(row):
-    chosen = f" ({row['coarse_steps'].split(',')[0].split('(')[0]})" if row["propagator"] == '"auto"' else ""
+    chosen = f" ({row['coarse_steps'].split(',')[0].split('(')[0]})" if "auto" in row["propagator"] and "depth" in row else ""
     begin = [row["problem"], row["propagator"] + chosen, f"{row['steps']:,}"]
-    if "refused" in row:
-        return [*begin, "refused", *[""] * 6]
+    if "refused" in row or "given_up" in row:
+        return [*begin, "refused" if "refused" in row else f"given up after {row['given_up'] / 60:.0f} minutes", *[""] * 6]
     iterations = str(row["iterations"]) if row["converged"] else f"not in {row['iterations']}"
     speedups = [f"{row[name]:.2f}" if row["converged"] else "" for name in ("potential_speedup", "speedup_on_devices")]
     warm = [f"{row[name]:.2f}" for name in ("warm_seconds", "warm_serial_seconds") if name in row]
@@ -92,10 +102,13 @@ def cells(row):
 
 
 def main():
+    if sys.argv[1:2] == ["measure"]:
+        print(json.dumps(measured(*sys.argv[2:])))
+        return
     arguments, rows = table_arguments(__doc__, PROBLEMS), []
     for problem in arguments.problems or PROBLEMS:
         for name in PROPAGATORS:
-            found = measured(problem, name)
+            found = within_limit(problem, name)
             print({key: value for key, value in found.items() if key not in ("levels", "metrics")}, flush=True)
             rows = merged([*known_rows(arguments.json), *rows, found])
             if arguments.json:
