@@ -26,8 +26,8 @@ def child(
 ) -> dict:
     """What `script` prints last, a JSON object, run in a fresh process on the CPU and without a compilation cache.
 
-    Raises `subprocess.TimeoutExpired` after `limit` seconds. A parent that measures memory never imports JAX: on Linux a child's
-    peak starts from that of the process that started it.
+    Raises `subprocess.TimeoutExpired` after `limit` seconds. A parent that measures memory never imports JAX: on Linux a
+    child's peak starts from that of the process that started it.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
     environment |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(x64))}
