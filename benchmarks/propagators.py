@@ -97,7 +97,7 @@ def cells(row):
     iterations = str(row["iterations"]) if row["converged"] else f"not in {row['iterations']}"
     speedups = [f"{row[name]:.2f}" if row["converged"] else "" for name in ("potential_speedup", "speedup_on_devices")]
     warm = [f"{row[name]:.2f}" for name in ("warm_seconds", "warm_serial_seconds") if name in row]
-    seconds = warm or [f"({row[name]:.0f})" for name in ("seconds", "serial_seconds")]
+    seconds = warm or [f"({row[name]:.3g})" for name in ("seconds", "serial_seconds")]
     return [*begin, iterations, f"{row['depth']:,}", *speedups, f"{row['work_per_step']:.1f}", *seconds]
 
 
