@@ -1,8 +1,8 @@
 """Predicted convergence factors beside measured ones: the table of docs/theory.md.
 
-    python benchmarks/spectrum.py [--json FILE] [--page FILE]
+    python benchmarks/spectrum.py [names of problems] [--floor 1e-9] [--json FILE] [--page FILE]
 
-Measured are the ratios of two residuals in a row down to a residual of 1e-9: their mean in the second half of the
+Measured are the ratios of two residuals in a row down to a relative residual of `--floor`: their mean in the second half of the
 iterations, for what is predicted is a factor in the long run; the mean of all from the second iteration on; and the largest.
 Counts and factors do not depend on the machine. `--page` writes the table between the two marks of a page.
 """
@@ -23,7 +23,6 @@ import gritax
 jax.config.update("jax_enable_x64", True)
 
 START, END = "<!-- table of predicted factors -->", "<!-- end of table -->"
-FLOOR = 1e-9
 
 
 def quadratics(seed, coarse):
@@ -62,13 +61,13 @@ PROBLEMS = {
 }
 
 
-def measured(problem, name, seed):
+def measured(problem, name, seed, floor):
     steps, make, propagators = PROBLEMS[problem]
     step, state = make(seed, propagators[name]())
     method = gritax.Multigrid(max_levels=3) if name in RESCALED else None
     predicted = gritax.spectrum(step, state, steps, method)
-    solution = gritax.solve(step, state, steps, method, tolerance=FLOOR, throw=False, max_iterations=20)
-    falling = [r for r in solution.relative_residuals[1:] if r > FLOOR / 10]
+    solution = gritax.solve(step, state, steps, method, tolerance=floor, throw=False, max_iterations=40)
+    falling = [r for r in solution.relative_residuals[1:] if r > floor / 10]
     ratios = [after / before for before, after in itertools.pairwise(falling)]
     return {
         "problem": problem,
@@ -100,11 +99,11 @@ def cells(row):
 
 
 def main():
-    arguments, rows = table_arguments(__doc__, PROBLEMS), []
+    arguments, rows = table_arguments(__doc__, PROBLEMS, floor=1e-9), []
     for problem in arguments.problems or PROBLEMS:
         for name in PROBLEMS[problem][2]:
             for seed in (1, 2):
-                rows.append(measured(problem, name, seed))
+                rows.append(measured(problem, name, seed, arguments.floor))
                 print(rows[-1], flush=True)
                 if arguments.json:
                     write(arguments.json, rows)
