@@ -69,14 +69,12 @@ def write(path, rows):
     Path(path).write_text(json.dumps(made_by | {"rows": rows}, indent=1) + "\n")
 
 
-def table_arguments(doc, problems, **numbers):
-    """Of a table's command; `numbers` are options of their own, with their defaults."""
+def table_arguments(doc, problems):
+    """Of a table's command."""
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("problems", nargs="*", help=f"all, if none is named: {', '.join(problems)}")
     parser.add_argument("--json", metavar="FILE", help="written after every solve")
     parser.add_argument("--page", metavar="FILE")
-    for name, default in numbers.items():
-        parser.add_argument(f"--{name}", type=float, default=default, metavar="NUMBER")
     return parser.parse_args()
 
 

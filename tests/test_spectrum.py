@@ -27,9 +27,10 @@ def test_two_levels_have_the_factor_of_the_literature(sweeps):
     x = found.curvatures
     fine, coarse = (1 - x) ** 4, 1 - 4 * x
     wanted = fine**sweeps * np.abs(fine - coarse) / (np.exp(0.1 / 25) - np.abs(coarse))
-    np.testing.assert_allclose(found.factors, wanted, rtol=0.02, atol=1e-9)
-    np.testing.assert_allclose(found.level_factors[:, 0], found.factors)
+    np.testing.assert_allclose(found.level_factors[:, 0], wanted, rtol=0.02, atol=1e-9)
     assert found.factor == found.factors.max()
+    # The run is short, and relaxation makes more of it exact in every iteration.
+    assert 0.8 * wanted.max() < found.factor <= 1.001 * wanted.max()
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_two_levels_have_the_factor_of_the_literature(sweeps):
     ],
 )
 def test_no_cycle_leaves_more_of_the_largest_error(cycle, relaxation, weight):
-    """Than the bound, at every C-point and of every mode, from one iterate to the next; and it leaves what is expected."""
+    """Than the bound, at every C-point and of every mode, from one iterate to the next."""
     method = gritax.Multigrid(2, max_levels=4, cycle=cycle, relaxation=relaxation, min_coarse=1, c_relaxation_weight=weight)
     step, state = _quadratic(gritax.RescaledRate())
     found = gritax.spectrum(step, state, 256, method)
@@ -57,7 +58,46 @@ def test_no_cycle_leaves_more_of_the_largest_error(cycle, relaxation, weight):
 
     before, after = errors(2), errors(3)
     assert np.all(after <= bound * before + 1e-14)
-    assert 0.75 < np.max(after / np.maximum(before, 1e-30)) / found.factor < 1.2
+
+
+@pytest.mark.parametrize(
+    ("steps", "levels", "cycle", "relaxation", "weight"),
+    [
+        (250, 4, "V", (1, 1, 0), 1.0),
+        pytest.param(256, 4, "F", 2, 1.3, marks=pytest.mark.slow),
+        pytest.param(101, 3, "F", 1, 1.0, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("curvature", [0.3, 0.9])
+def test_the_factor_of_a_mode_is_that_of_a_solve(steps, levels, cycle, relaxation, weight, curvature):
+    """From a guess that is wrong by one everywhere, where the mode is the only parameter."""
+    method = gritax.Multigrid(
+        2, max_levels=levels, cycle=cycle, relaxation=relaxation, min_coarse=1, c_relaxation_weight=weight
+    )
+    loss = gritax.CompositeLoss(lambda w, _: jnp.sqrt(curvature) * w, lambda z, _: 0.5 * jnp.sum(z**2))
+    step = gritax.TrainStep(loss, optax.sgd(0.1), lambda step: (), gritax.RescaledRate())
+    state, fine = step.init(jnp.ones(1)), 1 - 0.1 * curvature
+
+    def residual(iterations):
+        solution = gritax.solve(
+            step,
+            state,
+            steps,
+            method,
+            tolerance=0,
+            max_iterations=iterations,
+            initial_guess=lambda at: state._replace(params=jnp.full(1, fine**at + 1)),
+            save_every=2,
+            throw=False,
+        )
+        count = steps // 2
+        error = np.asarray(solution.states.params)[:count, 0] - fine ** (2 * np.arange(1, count + 1))
+        return np.linalg.norm(error - fine**2 * np.append(0, error[:-1]))
+
+    found = gritax.spectrum(step, state, steps, method)
+    residuals = np.array([residual(iterations) for iterations in range(1, 5)])
+    # A solve ends with a relaxation more.
+    np.testing.assert_allclose(found.factors[0, -1], np.max(residuals[1:] / residuals[:-1]), rtol=0.02)
 
 
 @pytest.mark.parametrize(

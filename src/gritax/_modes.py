@@ -1,4 +1,4 @@
-r"""What an iteration leaves of the error, mode by mode of a quadratic loss: expected, and at most.
+r"""What an iteration leaves of the error, mode by mode of a quadratic loss: in fact, and at most.
 
 The modes of a quadratic loss do not mix. On level l a step multiplies a mode by $\mu_l$ ($\mu_0$ is the training step). With
 m of its steps to an interval, $\nu$ FC sweeps of weight $\omega$, and z the factor of an error from one C-point to the next,
@@ -7,17 +7,11 @@ $|z| = 1$, relaxation and an exact solve on level l + 1 leave $A_l$ of the error
 $$A_l(z) = \frac{\mu_l^m - \mu_{l+1}}{z - \mu_{l+1}} r, \quad B_l(z) = \frac{z - \mu_l^m}{z - \mu_{l+1}} r, \quad
 r = (1 - \omega + \omega \mu_l^m / z)^\nu$$
 
-$\max_z |A_l|$ is the factor of two levels (Dobrev, Kolev, Petersson and Schroder 2017, SIAM J. Sci. Comput. 39, S501). A
-V-cycle from level l leaves at most $\max_z |A_l| + \max_z |B_l|$ times what one from level l + 1 leaves, which grows with the
-levels. In fact level l + 1, whose intervals have n steps, sees of what it is to correct every n-th point, where the n
-factors $\zeta$ with $\zeta^n = z^n$ are one, and its F-relaxation spreads what is left of it over the others:
-
-$$\rho_l(z) = |A_l(z)|
-+ \Big| \sum_{\zeta^n = z^n} B_l(\zeta) \frac1n \sum_{j < n} (\mu_{l+1} / \zeta)^j \Big| \rho_{l+1}(z^n)$$
-
-is the factor expected: a Fourier analysis over all levels, with a number in place of each matrix that couples these factors.
-On the coarsest level nothing is left. After an F-cycle $\rho_{l+1}$ is that of an F- and a V-cycle together. Momentum makes
-matrices of these numbers, and their largest eigenvalues count.
+$\max_z |A_l|$ is the factor of two levels (Dobrev, Kolev, Petersson and Schroder 2017, SIAM J. Sci. Comput. 39, S501).
+A V-cycle from level l leaves at most $\max_z |A_l| + \max_z |B_l|$ times what one from level l + 1 leaves, which adds up the
+worst of every level. What it leaves in fact is found by cycles on a mode itself, of a run of this length and with these
+levels, from an error of one at all C-points: relaxation, restriction and F-relaxation are products with these numbers, and
+a solve on a coarser level is a recurrence. Momentum makes matrices of these numbers.
 """
 
 import math
@@ -39,7 +33,10 @@ from .training import CompositeLoss, TrainState, TrainStep
 
 
 _ANGLES = 17
+_CYCLES = 6
+_ENTRIES = 1 << 17  # of a block of modes, which a cache holds
 _DIVERGES = 1e20
+_NOTHING = 1e-20
 
 
 class Prediction(NamedTuple):
@@ -56,6 +53,15 @@ class _Pair(NamedTuple):
     level: Level
     interval: np.ndarray
     coarse: np.ndarray
+
+    def modes(self, block: slice) -> "_Pair":
+        """The same of some modes, [modes, s, s]."""
+        flat = lambda matrices: matrices.reshape(-1, *matrices.shape[-2:])[block]
+        return self._replace(interval=flat(self.interval), coarse=flat(self.coarse))
+
+    def residual(self, error: np.ndarray) -> np.ndarray:
+        """Of an error at the C-points, [modes, s, intervals]."""
+        return error - _later(_product(self.interval, error))
 
     def angles(self) -> np.ndarray:
         poles = np.linalg.eigvals(self.coarse)
@@ -95,33 +101,81 @@ def predicted(hierarchy: Hierarchy, cycle: str, transfer: Callable[[Level], np.n
         _Pair(level, np.linalg.matrix_power(fine, level.factor), coarse)
         for level, fine, coarse in zip(hierarchy.levels, steps, steps[1:], strict=False)
     ]
-    of_two_levels, expected, bound_v, bound_f = [], nothing, nothing, nothing
-    for index, pair in reversed(list(enumerate(pairs))):
+    of_two_levels, bound_v, bound_f = [], nothing, nothing
+    for pair in reversed(pairs):
         z = pair.circle() * np.exp(1j * pair.angles())
         left = np.where(pair.amplifies(), _DIVERGES, _radius(pair.left(z)).max(axis=-1))
         passed = _radius(pair.passed(z)).max(axis=-1)
         of_two_levels.append(left)
         bound_f = left + passed * bound_f * (bound_v if cycle == "F" else 1)
         bound_v = left + passed * bound_v
-        # Seen from the finest level, what is at an angle here is at a part of it.
-        angles = pair.angles() / math.prod(finer.level.factor for finer in pairs[1 : index + 1])
-        of_cycle = _expected(pairs, pairs[0].circle() * np.exp(1j * angles), cycle).max(axis=-1)
-        expected = np.maximum(expected, np.where(pair.amplifies(), _DIVERGES, of_cycle))
-    return Prediction(np.stack(of_two_levels[::-1], axis=1), expected, bound_f)
+    return Prediction(np.stack(of_two_levels[::-1], axis=1), _of_cycles(pairs, cycle), bound_f)
 
 
-def _expected(pairs: list[_Pair], z: np.ndarray, cycle: str) -> np.ndarray:
-    left = _radius(pairs[0].left(z))
-    if len(pairs) == 1:
-        return left
-    count, coarse, seen = pairs[1].level.factor, pairs[0].coarse[..., None, :, :], 0
-    for root in np.exp(2j * np.pi * np.arange(count) / count):
-        spread = sum(np.linalg.matrix_power(coarse / (root * z)[..., None, None], j) for j in range(count)) / count
-        seen = seen + pairs[0].passed(root * z) @ spread
-    after = _expected(pairs[1:], z**count, cycle)
+def _of_cycles(pairs: list[_Pair], cycle: str) -> np.ndarray:
+    """The largest ratio of the residuals of two iterations in a row, after the first, [P, modes]."""
+    *shape, size, _ = pairs[0].coarse.shape
+    modes, intervals = math.prod(shape), pairs[0].level.num_intervals
+    together = max(_ENTRIES // (size * intervals), 1)
+    found = np.zeros(modes)
+    for first in range(0, modes, together):
+        block = slice(first, first + together)
+        of_block = [pair.modes(block) for pair in pairs]
+        error = np.ones((*of_block[0].coarse.shape[:-1], intervals))
+        norms = [_norms(of_block[0].residual(error))]
+        for _ in range(_CYCLES):
+            error = _after(of_block, error, cycle)
+            norms.append(_norms(of_block[0].residual(error)))
+        # The first of these ratios is that of an error that no iteration has left.
+        before, after = np.stack(norms[1:-1]), np.stack(norms[2:])
+        ratios = np.where(before > 0, after / np.where(before > 0, before, 1), 0)
+        found[block] = np.nan_to_num(ratios.max(axis=0), nan=_DIVERGES, posinf=_DIVERGES)
+    return found.reshape(shape)
+
+
+def _after(pairs: list[_Pair], error: np.ndarray, cycle: str) -> np.ndarray:
+    """What a cycle leaves of an error at the C-points, the first of which has none: [modes, s, intervals]."""
+    pair, coarser = pairs[0], pairs[1:]
+    for _ in range(pair.level.sweeps):
+        error = (1 - pair.level.weight) * error + pair.level.weight * _later(_product(pair.interval, error))
+    correction = _solved(pair.coarse, pair.residual(error))
+    error = error - correction
+    if not coarser:
+        return error
+    # The next level begins with no correction, which is an error of all of it, and F-relaxation spreads what it leaves.
+    count = coarser[0].level.factor
+    left = _after(coarser, correction[..., count - 1 :: count], cycle)
     if cycle == "F":
-        after = after * _expected(pairs[1:], z**count, "V")
-    return left + _radius(np.asarray(seen)) * after
+        left = _after(coarser, left, "V")
+    spread = np.repeat(np.concatenate([0 * left[..., :1], left], axis=-1), count, axis=-1)[..., 1 : error.shape[-1] + 1]
+    power = pair.coarse
+    for j in range(count - 1):
+        points = slice(j, None, count)
+        spread[..., points] = _product(power, spread[..., points])
+        power = pair.coarse @ power
+    return error + spread
+
+
+def _later(values: np.ndarray, by: int = 1) -> np.ndarray:
+    """At every point what is `by` points before, and nothing before the first."""
+    return np.concatenate([0 * values[..., :by], values[..., :-by]], axis=-1)
+
+
+def _product(matrices: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return np.einsum("...ij,...jt->...it", matrices, values)
+
+
+def _solved(matrices: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """u with u[t] = matrix u[t - 1] + right[t], by doubling."""
+    reach = 1
+    while reach < right.shape[-1] and np.max(np.abs(matrices)) > _NOTHING:
+        right = right + _later(_product(matrices, right), reach)
+        matrices, reach = matrices @ matrices, 2 * reach
+    return right
+
+
+def _norms(values: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.sum(values**2, axis=(-2, -1)))
 
 
 def _radius(matrices: np.ndarray) -> np.ndarray:
