@@ -198,14 +198,15 @@ def test_training_that_diverges_has_no_spectrum():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("coarse", [gritax.FrozenGradient(), gritax.Stabilized()], ids=str)
+@pytest.mark.parametrize("coarse", [gritax.FrozenGradient(), gritax.Stabilized(directions=0)], ids=str)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_on_minibatches_it_errs_on_the_safe_side(coarse, seed):
     problem = gritax.problems.digits(optax.sgd(0.1), seed, coarse=coarse)
     predicted = gritax.spectrum(problem.step, problem.state, 1024)
-    solution = gritax.solve(problem.step, problem.state, 1024)
-    measured = (solution.residuals[-1] / solution.residuals[1]) ** (1 / (solution.iterations - 1))
-    assert measured < predicted.bound < 1
+    solution = gritax.solve(problem.step, problem.state, 1024, tolerance=1e-12)
+    late = solution.residuals[solution.iterations // 2 :]
+    measured = (late[-1] / late[0]) ** (1 / (len(late) - 1))
+    assert measured < predicted.factor < 0.2
 
 
 def test_the_stiffest_directions_are_predicted_as_they_are_taken():
