@@ -1,5 +1,7 @@
 """Predicted convergence factors against closed forms, against errors of actual cycles, and against solves."""
 
+import warnings
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -179,6 +181,21 @@ def test_factors_above_one_promise_nothing():
     step, state = _quadratic(gritax.FrozenGradient(64), optax.sgd(0.5))
     found = gritax.spectrum(step, state, 1024, gritax.Multigrid(64))
     assert found.factor > 1 and str(found).endswith("predicted factor an iteration: none, bound none")
+
+
+def test_an_overflow_of_stiff_modes_leaves_the_slow_ones_their_factors():
+    """Played together, the recurrence of one may end in no number while another goes on."""
+    method = gritax.Multigrid(16, max_levels=2)
+    step, state = _quadratic(gritax.RescaledRate(), optax.sgd(1.9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = gritax.spectrum(step, state, 100_000, method)
+    x = found.curvatures[0]
+    fine, coarse = (1 - x) ** 16, 1 - 16 * x
+    slow = 16 * x < 0.5
+    wanted = fine * np.abs(fine - coarse) / (1 - np.abs(coarse))
+    assert found.factor > 1 and found.factors[0, -1] > 1
+    np.testing.assert_allclose(found.factors[0, slow], wanted[slow], rtol=0.05, atol=1e-4)
 
 
 def test_unusable_arguments():

@@ -128,7 +128,7 @@ def _of_cycles(pairs: list[_Pair], cycle: str) -> np.ndarray:
             norms.append(_norms(of_block[0].residual(error)))
         # The first of these ratios is that of an error that no iteration has left.
         before, after = np.stack(norms[1:-1]), np.stack(norms[2:])
-        ratios = np.where(before > 0, after / np.where(before > 0, before, 1), 0)
+        ratios = np.where(before == 0, 0, after / before)
         found[block] = np.nan_to_num(ratios.max(axis=0), nan=_DIVERGES, posinf=_DIVERGES)
     return found.reshape(shape)
 
@@ -147,7 +147,8 @@ def _after(pairs: list[_Pair], error: np.ndarray, cycle: str) -> np.ndarray:
     left = _after(coarser, correction[..., count - 1 :: count], cycle)
     if cycle == "F":
         left = _after(coarser, left, "V")
-    spread = np.repeat(np.concatenate([0 * left[..., :1], left], axis=-1), count, axis=-1)[..., 1 : error.shape[-1] + 1]
+    at_c_points = np.concatenate([np.zeros_like(left[..., :1]), left], axis=-1)
+    spread = np.repeat(at_c_points, count, axis=-1)[..., 1 : error.shape[-1] + 1]
     power = pair.coarse
     for j in range(count - 1):
         points = slice(j, None, count)
@@ -158,7 +159,7 @@ def _after(pairs: list[_Pair], error: np.ndarray, cycle: str) -> np.ndarray:
 
 def _later(values: np.ndarray, by: int = 1) -> np.ndarray:
     """At every point what is `by` points before, and nothing before the first."""
-    return np.concatenate([0 * values[..., :by], values[..., :-by]], axis=-1)
+    return np.concatenate([np.zeros_like(values[..., :by]), values[..., :-by]], axis=-1)
 
 
 def _product(matrices: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -168,7 +169,7 @@ def _product(matrices: np.ndarray, values: np.ndarray) -> np.ndarray:
 def _solved(matrices: np.ndarray, right: np.ndarray) -> np.ndarray:
     """u with u[t] = matrix u[t - 1] + right[t], by doubling."""
     reach = 1
-    while reach < right.shape[-1] and np.max(np.abs(matrices)) > _NOTHING:
+    while reach < right.shape[-1] and np.any(np.abs(matrices) > _NOTHING):
         right = right + _later(_product(matrices, right), reach)
         matrices, reach = matrices @ matrices, 2 * reach
     return right

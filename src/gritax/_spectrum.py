@@ -144,7 +144,7 @@ def spectrum(step: TrainStep, state: TrainState, num_steps: int, method: Multigr
     most = np.maximum(kappas, _FLATTEST)
     curvatures = np.geomspace(np.minimum(most / 10, 0.1 / num_steps), most, _MODES, axis=1)
     lasting = memory(step.optimizer, step.split(state.params)[0])
-    with np.errstate(over="ignore"):  # infinite is what is meant
+    with np.errstate(all="ignore"):  # infinite is what is meant, and what follows from it no number
         levels, factors, bounds = predicted(hierarchy, method.cycle, partial(transfer, step.coarse, lasting, curvatures, along))
     return Spectrum(along, kappas, curvatures, levels, factors, bounds, hierarchy, str(step.coarse))
 
