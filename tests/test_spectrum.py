@@ -183,6 +183,13 @@ def test_factors_above_one_promise_nothing():
     assert found.factor > 1 and str(found).endswith("predicted factor an iteration: none, bound none")
 
 
+def test_a_coarse_step_that_amplifies_promises_nothing():
+    """However much relaxation leaves of what the first cycle has made large."""
+    step, state = _quadratic(gritax.RescaledRate(), optax.sgd(0.7))
+    found = gritax.spectrum(step, state, 1024, gritax.Multigrid(4, max_levels=2, relaxation=3))
+    assert found.factors[0, -1] > 1 and str(found).endswith("none, bound none")
+
+
 def test_an_overflow_of_stiff_modes_leaves_the_slow_ones_their_factors():
     """Played together, the recurrence of one may end in no number while another goes on."""
     method = gritax.Multigrid(16, max_levels=2)

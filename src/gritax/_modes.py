@@ -102,6 +102,7 @@ def predicted(hierarchy: Hierarchy, cycle: str, transfer: Callable[[Level], np.n
         for level, fine, coarse in zip(hierarchy.levels, steps, steps[1:], strict=False)
     ]
     of_two_levels, bound_v, bound_f = [], nothing, nothing
+    amplifies = np.any([pair.amplifies() for pair in pairs], axis=0)
     for pair in reversed(pairs):
         z = pair.circle() * np.exp(1j * pair.angles())
         left = np.where(pair.amplifies(), _DIVERGES, _radius(pair.left(z)).max(axis=-1))
@@ -109,7 +110,9 @@ def predicted(hierarchy: Hierarchy, cycle: str, transfer: Callable[[Level], np.n
         of_two_levels.append(left)
         bound_f = left + passed * bound_f * (bound_v if cycle == "F" else 1)
         bound_v = left + passed * bound_v
-    return Prediction(np.stack(of_two_levels[::-1], axis=1), _of_cycles(pairs, cycle), bound_f)
+    # What coarse steps amplify the first cycle makes large, and the others, whose ratios are played, may well reduce.
+    in_fact = np.where(amplifies, _DIVERGES, _of_cycles(pairs, cycle))
+    return Prediction(np.stack(of_two_levels[::-1], axis=1), in_fact, bound_f)
 
 
 def _of_cycles(pairs: list[_Pair], cycle: str) -> np.ndarray:
@@ -122,19 +125,18 @@ def _of_cycles(pairs: list[_Pair], cycle: str) -> np.ndarray:
         block = slice(first, first + together)
         of_block = [pair.modes(block) for pair in pairs]
         error = np.ones((*of_block[0].coarse.shape[:-1], intervals))
-        norms = [_norms(of_block[0].residual(error))]
+        norms = []
         for _ in range(_CYCLES):
             error = _after(of_block, error, cycle)
             norms.append(_norms(of_block[0].residual(error)))
-        # The first of these ratios is that of an error that no iteration has left.
-        before, after = np.stack(norms[1:-1]), np.stack(norms[2:])
+        before, after = np.stack(norms[:-1]), np.stack(norms[1:])
         ratios = np.where(before == 0, 0, after / before)
         found[block] = np.nan_to_num(ratios.max(axis=0), nan=_DIVERGES, posinf=_DIVERGES)
     return found.reshape(shape)
 
 
 def _after(pairs: list[_Pair], error: np.ndarray, cycle: str) -> np.ndarray:
-    """What a cycle leaves of an error at the C-points, the first of which has none: [modes, s, intervals]."""
+    """What a cycle leaves of an error at the C-points but the first, which has none: [modes, s, intervals]."""
     pair, coarser = pairs[0], pairs[1:]
     for _ in range(pair.level.sweeps):
         error = (1 - pair.level.weight) * error + pair.level.weight * _later(_product(pair.interval, error))

@@ -35,7 +35,7 @@ class Spectrum:
       root of the second moment with Adam.
     - `curvatures`: [P, modes], from the slowest mode that N steps move to the stiffest.
     - `level_factors`: [P, levels - 1, modes], the factor of two levels: of one with an exact solve on the next.
-    - `factors`, `bounds`: [P, modes], what a cycle leaves of an error of a quadratic loss, after the first cycle, and at most.
+    - `factors`, `bounds`: [P, modes], the largest ratio of residuals in cycles 2 to 6 of a quadratic loss, and at most.
     - `factor`, `bound`: the largest of each. Above 1 they promise nothing.
     - `hierarchy`, `coarse_steps`: what it is a prediction for.
     """
