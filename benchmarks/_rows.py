@@ -70,7 +70,6 @@ def write(path, rows):
 
 
 def table_arguments(doc, problems):
-    """Of a table's command."""
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("problems", nargs="*", help=f"all, if none is named: {', '.join(problems)}")
     parser.add_argument("--json", metavar="FILE", help="written after every solve")

@@ -201,7 +201,7 @@ def test_an_overflow_of_stiff_modes_leaves_the_slow_ones_their_factors():
     fine, coarse = (1 - x) ** 16, 1 - 16 * x
     slow = 16 * x < 0.5
     wanted = fine * np.abs(fine - coarse) / (1 - np.abs(coarse))
-    assert found.factor > 1 and found.factors[0, -1] > 1
+    assert found.factors[0, -1] > 1 and np.all(np.isfinite(found.factors))
     np.testing.assert_allclose(found.factors[0, slow], wanted[slow], rtol=0.05, atol=1e-4)
 
 

@@ -101,17 +101,17 @@ def predicted(hierarchy: Hierarchy, cycle: str, transfer: Callable[[Level], np.n
         _Pair(level, np.linalg.matrix_power(fine, level.factor), coarse)
         for level, fine, coarse in zip(hierarchy.levels, steps, steps[1:], strict=False)
     ]
-    of_two_levels, bound_v, bound_f = [], nothing, nothing
-    amplifies = np.any([pair.amplifies() for pair in pairs], axis=0)
+    of_two_levels, bound_v, bound_f, amplified = [], nothing, nothing, nothing > 0
     for pair in reversed(pairs):
-        z = pair.circle() * np.exp(1j * pair.angles())
-        left = np.where(pair.amplifies(), _DIVERGES, _radius(pair.left(z)).max(axis=-1))
+        z, amplifies = pair.circle() * np.exp(1j * pair.angles()), pair.amplifies()
+        amplified = amplified | amplifies
+        left = np.where(amplifies, _DIVERGES, _radius(pair.left(z)).max(axis=-1))
         passed = _radius(pair.passed(z)).max(axis=-1)
         of_two_levels.append(left)
         bound_f = left + passed * bound_f * (bound_v if cycle == "F" else 1)
         bound_v = left + passed * bound_v
     # What coarse steps amplify the first cycle makes large, and the others, whose ratios are played, may well reduce.
-    in_fact = np.where(amplifies, _DIVERGES, _of_cycles(pairs, cycle))
+    in_fact = np.where(amplified, _DIVERGES, _of_cycles(pairs, cycle))
     return Prediction(np.stack(of_two_levels[::-1], axis=1), in_fact, bound_f)
 
 
@@ -130,8 +130,7 @@ def _of_cycles(pairs: list[_Pair], cycle: str) -> np.ndarray:
             error = _after(of_block, error, cycle)
             norms.append(_norms(of_block[0].residual(error)))
         before, after = np.stack(norms[:-1]), np.stack(norms[1:])
-        ratios = np.where(before == 0, 0, after / before)
-        found[block] = np.nan_to_num(ratios.max(axis=0), nan=_DIVERGES, posinf=_DIVERGES)
+        found[block] = np.where(before == 0, 0, after / before).max(axis=0)
     return found.reshape(shape)
 
 
