@@ -23,14 +23,15 @@ def child(
     x64: bool = True,
     launcher: tuple[str, ...] = (),
     limit: float | None = None,
+    also: dict[str, str] | None = None,
 ) -> dict:
     """What `script` prints last, a JSON object, run in a fresh process on the CPU and without a compilation cache.
 
-    Raises `subprocess.TimeoutExpired` after `limit` seconds. A parent that measures memory never imports JAX: on Linux a
-    child's peak starts from that of the process that started it.
+    `also` is added to its environment, and may name other platforms. Raises `subprocess.TimeoutExpired` after `limit` seconds.
+    A parent that measures memory never imports JAX: on Linux a child's peak starts from that of the process that started it.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
-    environment |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(x64))}
+    environment |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(x64))} | (also or {})
     command = [*launcher, python, str(HERE / script), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
     if done.returncode:

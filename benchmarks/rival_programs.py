@@ -11,22 +11,23 @@ import jax
 import jax.numpy as jnp
 import optax
 from _measuring import seconds
-from _scan import fastest, scan
+from _scan import fastest
 
 import gritax
 from gritax import FrozenGradient, Multigrid, RescaledRate, Stabilized, Tangent
-from gritax.problems import adder, digits, poisson, sine, xor
+from gritax.problems import adder, diabetes, digits, poisson, sine, xor
 
 
 MANY = 8
 AT_ONCE = f"{MANY} at once"
+BESIDE = "scan, processor"
 PEER, PEER_STEPS = "XOR, as PyMGRIT", 1_024
 PEER_TOLERANCE = 1e-9 * PEER_STEPS**0.5
 
 
 @dataclass(frozen=True)
 class Case:
-    """`make(optimizer, coarse=, **options)`, so many steps; `batch_size` where it can be raised."""
+    """`make(optimizer, coarse=, **options)`, so many steps; `batch_size` where it can be raised; `rivals`, where not all."""
 
     make: Callable[..., Any]
     optimizer: str
@@ -36,6 +37,7 @@ class Case:
     method: Any = None
     tolerance: float | None = None
     batch_size: int | None = None
+    rivals: tuple[str, ...] | None = None
 
     def problem(self, rate=None, **options):
         make = {"sgd": optax.sgd, "momentum": partial(optax.sgd, momentum=0.9), "adam": optax.adam}[self.optimizer]
@@ -61,32 +63,51 @@ CASES = {
     "sine fit": Case(sine, "adam", 3e-4, 1_024, FrozenGradient()),
     "inner loop of MAML": Case(_task, "sgd", 0.01, 1_024, "auto"),
 }
+SCANS = ("gritax", "scan", BESIDE)
+ON_A_GPU = {
+    "XOR, 4.2 10^6": Case(_gradient_descent, "sgd", 1.0, 2**22, Tangent(), rivals=SCANS),
+    "XOR, 409,600": Case(_gradient_descent, "sgd", 1.0, 409_600, Tangent()),
+    "adder": CASES["adder"],
+    "digits, Adam": CASES["digits, Adam"],
+    "digits, SGD, 65,536": Case(digits, "sgd", 0.1, 65_536, Stabilized(), batch_size=32),
+    "diabetes, SGD, 65,536": Case(diabetes, "sgd", 0.02, 65_536, Stabilized(), rivals=SCANS),
+}
 
 
-def programs(name):
-    """By rival: a function without arguments that trains and returns the parameters, compiled when it is first called."""
-    case = CASES[name]
-    problem = case.problem()
+def programs(case):
+    """(the problem, makers by rival, what became known of each).
+
+    A maker returns a function without arguments that trains and returns the parameters; it is compiled when it is first called.
+    """
+    problem, known = case.problem(), {}
+    platform = jax.default_backend()
 
     def parallel():
         options = {"tolerance": case.tolerance, "throw": False, "max_iterations": 30}
         solution = gritax.solve(problem.step, problem.state, case.steps, case.method, **options)
-        solutions.append(solution)
-        return solution.params
+        known["gritax"] = solution
+        return jax.block_until_ready(solution.params)
 
     def serial():
-        run, _ = fastest(problem.step, problem.state, case.steps)
+        run, known["scan"] = fastest(problem.step.prepared(case.steps), problem.state, case.steps)
+        return lambda: run().params
+
+    def beside():
+        with jax.default_device(jax.devices("cpu")[0]):
+            there = case.problem()
+            run, known[BESIDE] = fastest(there.step.prepared(case.steps), there.state, case.steps)
         return lambda: run().params
 
     def many():
         starts = [case.problem(seed=seed).state for seed in range(1, MANY + 1)]
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
-        run = scan(jax.vmap(problem.step.prepared(case.steps), (0, None, None)), states, case.steps, 1)
+        together = jax.vmap(problem.step.prepared(case.steps), (0, None, None))
+        run, known[AT_ONCE] = fastest(together, states, case.steps)
         return lambda: jax.tree.map(lambda x: x[0], run().params)
 
     def larger():
         other, steps = case.larger()
-        run, _ = fastest(other.step, other.state, steps)
+        run, known["larger batch"] = fastest(other.step.prepared(steps), other.state, steps)
         return lambda: run().params
 
     def compiled():
@@ -97,25 +118,33 @@ def programs(name):
         if isinstance(batch, gritax.data.Epochs):
             examples = batch.arrays
             rows = jax.vmap(batch.tabulated(case.steps).indices)(jnp.arange(case.steps))
-        elif name == "adder":
+        elif problem.name == "adder":
             rows = jnp.arange(case.steps)[:, None] % 500
             examples = jax.vmap(lambda i: jax.tree.map(lambda x: x[0], batch(i)))(jnp.arange(500))
         else:
             examples, rows = batch(0), case.steps
-        run = program(problem, examples, rows, case.optimizer, case.rate)
+        device = "cuda" if platform == "gpu" else "cpu"
+        run = program(problem, examples, rows, case.optimizer, case.rate, device=device)
         run()
-        times = {}
-        for threads in (1, torch.get_num_threads()):
-            torch.set_num_threads(threads)
-            times[threads] = seconds(run)
-        torch.set_num_threads(min(times, key=times.__getitem__))
+        if device == "cpu":
+            _on_fewer_threads(torch, run)
         structure = jax.tree.structure(problem.state.params)
         return lambda: jax.tree.unflatten(structure, run())
 
-    solutions: list[Any] = []
     rivals = {"gritax": lambda: parallel, "scan": serial, AT_ONCE: many}
+    if platform != "cpu":
+        rivals[BESIDE] = beside
     if importlib.util.find_spec("torch"):
         rivals["torch.compile"] = compiled
     if case.batch_size:
         rivals["larger batch"] = larger
-    return case, problem, rivals, solutions
+    return problem, {rival: make for rival, make in rivals.items() if rival in (case.rivals or rivals)}, known
+
+
+def _on_fewer_threads(torch, run):
+    """One or all, as is faster."""
+    times = {}
+    for threads in (1, torch.get_num_threads()):
+        torch.set_num_threads(threads)
+        times[threads] = seconds(run)
+    torch.set_num_threads(min(times, key=times.__getitem__))

@@ -1,6 +1,7 @@
 """A parallel solve beside everything else that trains: seconds, depth, work and memory, and whether the weights are the same.
 
     python benchmarks/rivals.py [names of problems] [--json FILE] [--page FILE] [--against FILE] [--peer-python PATH]
+    python benchmarks/rivals.py --gpu [names of problems] [--rounds 3] [--json FILE] [--page FILE] [--against FILE]
 
 - `gritax`: `gritax.solve` with the coarse steps named, compiled before.
 - `scan`: a jitted `lax.scan` of the same steps, the order of the examples known, unrolled as is fastest.
@@ -12,65 +13,36 @@
 All take turns in one process for each problem, PyMGRIT in its own; memory is that of a process which does nothing else, at its
 highest, less what it has before. `--against` compares with ratios that were stored: it names those that have fallen by a
 quarter and more, and below all that were measured, and fails.
+
+With `--gpu` all of it runs on the GPU that JAX finds: the scan with its loop in one graph too, where that is faster, PyTorch
+with CUDA graphs, and the scan on the processor beside them. Joules are the GPU's, and memory is its own: the most that was held
+by any program up to this one, the parallel solve last, so that the little that others need is not counted twice. Each problem
+has 200 seconds.
 """
 
 import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
 
-from _measuring import child, load, ratios, seconds, spread, summary, today
-from _rows import distance, write, write_table
-from rival_programs import AT_ONCE, CASES, MANY, PEER, PEER_TOLERANCE, programs
+from _measuring import child, load, ratios, spread, summary, today
+from _rows import write, write_table
+from rival_programs import CASES, ON_A_GPU, PEER, PEER_TOLERANCE
 
 
-ROUNDS = 5
-START, END = "<!-- table of rivals -->", "<!-- end of rivals -->"
+MARKS = "<!-- table of rivals -->", "<!-- end of rivals -->"
+MARKS_ON_A_GPU = "<!-- table of rivals on a GPU -->", "<!-- end of rivals on a GPU -->"
 FALL = 1.25
+LONGEST = 200  # seconds for a problem on a GPU, which is lent by the minute
+# Matrices as small as these are multiplied faster by one thread of a processor with many.
+ON_THE_GPU = {"JAX_PLATFORMS": "cuda,cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
 
 
-def measure(name):
-    """In a process of its own: the rows of a problem but for their memory."""
-    case, problem, rivals, solutions = programs(name)
-    runs = {rival: make() for rival, make in rivals.items()}
-    results = {rival: run() for rival, run in runs.items()}
-    times: dict[str, list[float]] = {rival: [] for rival in runs}
-    for turn in range(ROUNDS):
-        for rival in list(runs)[:: 1 if turn % 2 == 0 else -1]:
-            times[rival].append(seconds(runs[rival]) / (MANY if rival == AT_ONCE else 1))
-    solution = solutions[-1]
-    moved = distance(results["scan"], problem.state.params)
-    rows = []
-    for rival, params in results.items():
-        parallel, larger = rival == "gritax", rival == "larger batch"
-        error = distance(params, results["scan"]) / moved
-        row = {"problem": name, "rival": rival, "steps": case.steps, "relative_error": float(f"{error:.2g}")}
-        row |= {"seconds": summary(times[rival]), "ratio": summary(ratios((times[rival], times["gritax"])))}
-        row |= {"depth": solution.depth if parallel else case.steps // (MANY if larger else 1)}
-        row |= {"work_per_step": round(solution.work / case.steps, 1) if parallel else 1}
-        row |= {"loss": float(f"{problem.loss(params):.4g}"), "metrics": problem.metrics(params)}
-        if parallel:
-            row |= {"converged": solution.converged, "iterations": solution.iterations, "coarse_steps": solution.coarse_steps}
-            row |= {"levels": solution.level_sizes}
-        rows.append(row | {"load": load(), "date": today()})
-    return rows
-
-
-def memory(name, rival):
-    """In a process of its own: what `rival` needs beyond the problem."""
-    import resource
-
-    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    rivals = programs(name)[2]
-    before = peak()
-    rivals[rival]()()
-    return {"peak_mb": round(peak() - before, 1)}
-
-
-def pymgrit(python, ours):
+def pymgrit(python, ours, rounds):
     """The row of PyMGRIT beside that of gritax."""
     arguments = ("xor", ours["steps"], 4, len(ours["levels"]), PEER_TOLERANCE, "nested")
-    runs = [child("peer_pymgrit.py", *arguments, python=python) for _ in range(ROUNDS)]
+    runs = [child("peer_pymgrit.py", *arguments, python=python) for _ in range(rounds)]
     times = [run["seconds"] for run in runs]
     return {
         "problem": ours["problem"],
@@ -86,18 +58,31 @@ def pymgrit(python, ours):
     }
 
 
-def rows_of(name, peer_python):
-    rows = child("rivals.py", "measure", name)["rows"]
-    rows = [row | child("rivals.py", "memory", name, row["rival"]) for row in rows]
+def rows_of(name, rounds, peer_python):
+    rows = child("rival_rows.py", "measure", name, rounds)["rows"]
+    rows = [row | child("rival_rows.py", "memory", name, row["rival"]) for row in rows]
     if name == PEER and peer_python:
-        rows.append(pymgrit(peer_python, next(row for row in rows if row["rival"] == "gritax")))
+        rows.append(pymgrit(peer_python, next(row for row in rows if row["rival"] == "gritax"), rounds))
     return rows
 
 
-HEADER = ("problem", "steps", "", "weights", "seconds", "over gritax's", "depth", "work a step", "MB", "loss")
+def rows_on_gpu(name, rounds):
+    """None, once it is said why, if there are none."""
+    try:
+        return child("rival_rows.py", "gpu", name, rounds, also=ON_THE_GPU, limit=LONGEST)["rows"]
+    except subprocess.TimeoutExpired:
+        print(f"{name}: not within {LONGEST} s", flush=True)
+    except RuntimeError as error:
+        print(error, flush=True)
+    return None
 
 
-def words(row):
+def header(gpu):
+    columns = ("problem", "steps", "", "weights", "seconds", "over gritax's", "depth", "work a step", "MB")
+    return (*columns, *(["joules"] if gpu else []), "loss")
+
+
+def words(row, gpu):
     """The cells of a row."""
     error = row["relative_error"]
     rival, weights = row["rival"], f"within {error:.0e}" if error else "bit for bit"
@@ -113,7 +98,8 @@ def words(row):
     depth, work = f"{row['depth']:,}" if "depth" in row else "", f"{row.get('work_per_step', '')}"
     loss = f"{row['loss']:.3g}" if "loss" in row else ""
     cells = (row["problem"], f"{row['steps']:,}", rival, weights, f"{row['seconds']['median']:.3g}", ratio, depth, work)
-    return (*cells, f"{row['peak_mb']:,.0f}", loss)
+    energy = [f"{row['joules'] or ''}" if "joules" in row else ""] if gpu else []
+    return (*cells, f"{row['peak_mb']:,.0f}" if "peak_mb" in row else "", *energy, loss)
 
 
 def fallen(rows, baseline):
@@ -126,43 +112,46 @@ def fallen(rows, baseline):
 
 
 def main():
-    if sys.argv[1:2] == ["measure"]:
-        return print(json.dumps({"rows": measure(sys.argv[2])}))
-    if sys.argv[1:2] == ["memory"]:
-        return print(json.dumps(memory(*sys.argv[2:])))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problems", nargs="*", help="all, if none is named")
+    parser.add_argument("--gpu", action="store_true", help="on the GPU of this machine")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is timed")
     parser.add_argument("--json", metavar="FILE", help="written after every problem; rows of others in it are kept")
     parser.add_argument("--page", metavar="FILE", help="where the table goes")
     parser.add_argument("--against", metavar="FILE", help="rows of an earlier run to compare with")
     parser.add_argument("--peer-python", metavar="PATH", help="the Python of an environment with PyMGRIT")
-    arguments, rows = parser.parse_args(), []
-    if unknown := set(arguments.problems) - set(CASES):
-        parser.error(f"{', '.join(sorted(unknown))}: there are only {'; '.join(CASES)}")
+    arguments, rows, failed = parser.parse_args(), [], False
+    gpu, order = arguments.gpu, list(ON_A_GPU if arguments.gpu else CASES)
+    if unknown := set(arguments.problems) - set(order):
+        parser.error(f"{', '.join(sorted(unknown))}: there are only {'; '.join(order)}")
+    if arguments.rounds < 1:
+        parser.error("--rounds is a positive number")
     baseline = stored(arguments.against)
-    for name in arguments.problems or CASES:
-        rows += rows_of(name, arguments.peer_python)
-        for row in rows:
-            if row["problem"] == name:
-                print("  ".join(words(row)), flush=True)
+    for name in arguments.problems or order:
+        rounds = arguments.rounds
+        found = rows_on_gpu(name, rounds) if gpu else rows_of(name, rounds, arguments.peer_python)
+        failed |= found is None
+        for row in found or []:
+            print("  ".join(words(row, gpu)), flush=True)
+        rows += found or []
         if arguments.json:
-            write(arguments.json, merged(stored(arguments.json), rows))
+            write(arguments.json, merged(stored(arguments.json), rows, order))
     if arguments.page:
-        write_table(arguments.page, (START, END), HEADER, 4, map(words, merged(stored(arguments.json or ""), rows)))
+        table = [words(row, gpu) for row in merged(stored(arguments.json), rows, order)]
+        write_table(arguments.page, MARKS_ON_A_GPU if gpu else MARKS, header(gpu), 4, table)
     lines = list(fallen(rows, baseline))
     for line in lines:
         print(f"fallen: {line}")
-    return 1 if lines else 0
+    return 1 if lines or failed else 0
 
 
 def stored(file):
     return json.loads(Path(file).read_text())["rows"] if file and Path(file).is_file() else []
 
 
-def merged(known, rows):
-    """In the order of the problems; those of a problem that was measured again are all new."""
+def merged(known, rows, order):
+    """In this order of the problems; those of a problem that was measured again are all new."""
     again = {row["problem"] for row in rows}
-    order = list(CASES)
     return sorted([row for row in known if row["problem"] not in again] + rows, key=lambda row: order.index(row["problem"]))
 
 

@@ -1,4 +1,7 @@
-"""The same training by PyTorch: steps in one `torch.compile`, from the same weights, on the same examples, in float64."""
+"""The same training by PyTorch: steps in one `torch.compile`, from the same weights, on the same examples, in float64.
+
+On a GPU these are captured in a CUDA graph, many times one after the other, and the graph is replayed.
+"""
 
 import functools
 
@@ -23,14 +26,15 @@ FORMS = {
 }
 
 
-def program(problem, examples, indices, optimizer, rate, momentum=0.9):
+def program(problem, examples, indices, optimizer, rate, momentum=0.9, device="cpu"):
     """A function without arguments: trains on the examples of each row of `indices`, all of them if it is a number of rows.
 
     It returns the parameters as a list of arrays, in the order of JAX's leaves. `optimizer`: `"sgd"`, `"momentum"` or `"adam"`.
     """
+    torch.set_default_device(device)
     first, layers = _layers(problem)
     loss = _loss(problem.name, layers)
-    x, y = (torch.from_numpy(np.array(each)) for each in examples)
+    x, y = map(_tensor, examples)
     y = y.long() if problem.name == "digits" else y
     whole = isinstance(indices, int)
     num_steps = indices if whole else len(indices)
@@ -46,19 +50,69 @@ def program(problem, examples, indices, optimizer, rate, momentum=0.9):
             params, memory = update(params, gradient(params, *batch), memory, count)
         return params, memory, count
 
-    def run():
-        params, memory = first, ([torch.zeros_like(p) for p in first], [torch.zeros_like(p) for p in first])
-        count = torch.zeros(())
-        with torch.no_grad():
-            for rows in parts:
-                params, memory, count = several(params, memory, count, rows)
-        return [p.numpy() for p in params]
+    memory = tuple([torch.zeros_like(p) for p in first] for _ in range(MEMORIES[optimizer]))
+    rows = torch.zeros(num_steps, 1) if whole else _tensor(indices).long()
+    rows = rows.reshape(-1, at_once, *rows.shape[1:])
+    if device != "cpu":
+        return _replayed(several, first, memory, rows)
 
-    if whole:
-        parts = [torch.zeros(())] * (num_steps // at_once)
-    else:
-        parts = list(torch.from_numpy(np.array(indices)).long().split(at_once))
+    def run():
+        state = first, memory, torch.zeros(())
+        with torch.no_grad():
+            for part in parts:
+                state = several(*state, part)
+        return [p.numpy() for p in state[0]]
+
+    parts = list(rows)
     return run
+
+
+def _tensor(array):
+    return torch.tensor(np.asarray(array))
+
+
+def _replayed(several, params, memory, rows):
+    """`run` on a GPU: a graph that changes the state where it is and counts the parts of `rows` itself."""
+    first = [*params, *(each for leaves in memory for each in leaves), torch.zeros(())]
+    held, at = [each.clone() for each in first], torch.zeros(1, dtype=torch.long)
+    count, memories = len(params), len(memory)
+    repeated = next(k for k in (32, 16, 8, 4, 2, 1) if len(rows) % k == 0)
+
+    def body():
+        for _ in range(repeated):
+            kept = tuple(held[count * (k + 1) : count * (k + 2)] for k in range(memories))
+            moved, kept, counted = several(held[:count], kept, held[-1], rows.index_select(0, at)[0])
+            torch._foreach_copy_(held, [*moved, *(each for leaves in kept for each in leaves), counted])
+            at.add_(1)
+
+    def begin():
+        torch._foreach_copy_(held, first)
+        at.zero_()
+
+    with torch.no_grad():
+        replay = _captured(body, begin)
+
+    def run():
+        begin()
+        for _ in range(len(rows) // repeated):
+            replay()
+        return [p.cpu().numpy() for p in held[:count]]
+
+    return run
+
+
+def _captured(body, begin):
+    """`body` as a graph, after it has run a few times on a stream of its own, as capturing asks."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            begin()
+            body()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        body()
+    return graph.replay
 
 
 def _layers(problem):
@@ -69,7 +123,7 @@ def _layers(problem):
     places = jax.tree.unflatten(structure, list(range(len(leaves))))
     places = list(places.values()) if isinstance(places, dict) else places
     layers = [(each["w"], each["b"]) if isinstance(each, dict) else (each, None) for each in places]
-    return [torch.from_numpy(np.array(leaf)) for leaf in leaves], layers
+    return [_tensor(leaf) for leaf in leaves], layers
 
 
 def _loss(name, layers):
@@ -99,13 +153,16 @@ def _loss(name, layers):
     return lambda params, x, y: criterion(forward(params, x), y)
 
 
+MEMORIES = {"sgd": 0, "momentum": 1, "adam": 2}
+
+
 def _sgd(rate, momentum, params, gradients, memory, count):
     return [p - rate * g for p, g in zip(params, gradients, strict=True)], memory
 
 
 def _momentum(rate, momentum, params, gradients, memory, count):
     trace = [momentum * m + g for m, g in zip(memory[0], gradients, strict=True)]
-    return [p - rate * m for p, m in zip(params, trace, strict=True)], (trace, memory[1])
+    return [p - rate * m for p, m in zip(params, trace, strict=True)], (trace,)
 
 
 def _adam(rate, momentum, params, gradients, memory, count):
