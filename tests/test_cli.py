@@ -50,6 +50,20 @@ def test_every_option_reaches_the_solve(tmp_path):
     assert figures["command"].startswith("gritax solve xor --steps 130") and figures["versions"]["jax"]
 
 
+def test_tangent_steps_choose_their_own_cycle(tmp_path):
+    counts = {}
+    for options in ((), ("--coarsening", "8", "--cycle", "V")):
+        file = tmp_path / "run.json"
+        done = _gritax("solve", "xor", "--steps", "1600", "--coarse", "tangent", *options, "--json", str(file))
+        assert done.returncode == 0, done.stderr
+        run = json.loads(file.read_text())
+        assert run["coarse_steps"].startswith("Tangent") and run["relative_distance"] < 1e-5
+        counts[options] = run["level_sizes"]
+    problem = gritax.problems.xor(coarse=gritax.Tangent())
+    assert counts[()] == list(gritax.solve(problem.step, problem.state, 1600).level_sizes) != counts[options]
+    assert counts[options][1] == 200
+
+
 def test_not_converging_has_a_status_of_its_own_and_can_go_on(tmp_path):
     solve = ("solve", "xor", "--steps", "400", "--resume", str(tmp_path / "run"))
     done = _gritax(*solve, "--max-iterations", "1")
@@ -64,7 +78,7 @@ def test_not_converging_has_a_status_of_its_own_and_can_go_on(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("solve", "xor", "--steps", "0"), "num_steps must be a whole number"),
+        (("solve", "xor", "--steps", "0"), "--steps must be a whole number"),
         (("solve", "xor", "--coarsening", "1"), "coarsening must be"),
         (("solve", "xor", "--alpha", "-1"), "must be positive"),
         (("solve", "xor", "--tolerance", "-1"), "tolerance must be"),

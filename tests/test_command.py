@@ -1,6 +1,8 @@
 """What the command tells people who do not know it: help, completion, one line for an error."""
 
 import contextlib
+import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -10,6 +12,7 @@ import sys
 
 import pytest
 
+import gritax
 from gritax.cli import _COMMANDS, main
 
 
@@ -96,10 +99,13 @@ def test_examples_are_understood(name, monkeypatch):
         (KeyboardInterrupt(), 130, "gritax: interrupted; the same command goes on from what kept has"),
     ],
 )
-def test_an_error_is_one_line(error, status, told, monkeypatch, capsys):
+def test_an_error_is_one_line(error, status, told, monkeypatch, capsys, tmp_path):
     def fails(self, console):
         raise error
 
+    (tmp_path / "kept" / "1").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # of this process, which goes on
     monkeypatch.setattr(_COMMANDS["solve"], "run", fails)
     with pytest.raises(SystemExit) as ended:
         main(["solve", "xor", "--resume", "kept"])
@@ -114,6 +120,67 @@ def test_who_reads_may_have_seen_enough():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode in (0, 1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and signals")
+@pytest.mark.parametrize("written", [True, False])
+def test_whose_reader_has_gone_writes_its_files_all_the_same(tmp_path, written):
+    file = tmp_path / "run.json"
+    command = [sys.executable, "-m", "gritax", "solve", "xor", "--steps", "60", *["--json", str(file)] * written]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+    assert file.exists() == written
+
+
+@pytest.mark.parametrize("arguments", [("solve", "xor", "--steps", "60", "--json", "-"), ("doctor", "--json")])
+def test_json_on_standard_output_is_json_alone(arguments):
+    environment = os.environ | {"FORCE_COLOR": "1"}
+    done = subprocess.run([sys.executable, "-m", "gritax", *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["versions"]["gritax"] == gritax.__version__
+    assert ("iteration" in done.stderr) == (arguments[0] == "solve")
+
+
+def test_its_version(capsys):
+    assert _printed(["--version"], capsys) == f"gritax {importlib.metadata.version('gritax')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "told"),
+    [
+        (("solve", "xor", "--steps", "60"), {"JAX_PLATFORMS": "wrong"}, "gritax: Unable to initialize backend 'wrong'"),
+        (("solve", "xor", "--steps", "-1"), {}, "gritax: --steps must be a whole number of at least 1, not -1."),
+        (("solve", "xor", "--levels", "0"), {}, "gritax: --levels must be a whole number of at least 1, not 0."),
+        (("solve", "xor", "--json", "/proc/run.json"), {}, "gritax: --json /proc/run.json: no file can be written there"),
+        (("solve", "xor", "--json", "run", "--resume", "run"), {}, "gritax: --json and --resume are both run"),
+        (("tables", "1-300000000"), {}, "gritax: the paper has the tables 1 to 16, not 300000000."),
+        (("tables", "²"), {}, "gritax: tables must be numbers and ranges"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_long_work(arguments, environment, told, tmp_path):
+    command = [sys.executable, "-m", "gritax", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, cwd=tmp_path, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith(told) and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_file_holds_is_left_until_there_is_better(tmp_path):
+    file = tmp_path / "run.json"
+    file.write_text("old")
+    command = [sys.executable, "-m", "gritax", "solve", "xor", "--json", str(file), "--tolerance", "-1"]
+    assert subprocess.run(command, capture_output=True).returncode == 2
+    assert file.read_text() == "old"
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("solve", "xor", "--steps", "20")])
+def test_any_encoding_will_do(arguments):
+    environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-m", "gritax", *arguments], capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

@@ -1,5 +1,6 @@
 """The page of a run: well-formed, whole by itself, and with the figures of the run."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import gritax
+from gritax.cli import main
 from gritax.reporting import figures, page
 from gritax.reporting._drawing import decades, even_ticks, short
 from gritax.reporting._levels import way
@@ -55,7 +57,7 @@ class _Page(HTMLParser):
 
 
 _HEADINGS = (
-    *("Figures", "Convergence", "Where the answer is known", "One V-cycle", "One F-cycle", "Potential speedup"),
+    *("Figures", "Convergence", "Where residuals are left", "One V-cycle", "One F-cycle", "Potential speedup"),
     *("Predicted convergence", "Levels"),
 )
 
@@ -131,10 +133,10 @@ def test_the_heat_map_has_every_cell_once():
         (3, {}, []),
         (500, {"method": gritax.Multigrid(max_levels=1)}, []),
         (500, {"profile": False}, ["Convergence", "One V-cycle", "Potential speedup"]),
-        (500, {}, ["Convergence", "Where the answer is known", "One V-cycle", "Potential speedup"]),
+        (500, {}, ["Convergence", "Where residuals are left", "One V-cycle", "Potential speedup"]),
         (
             *(500, {"method": gritax.Multigrid(cycle="F")}),
-            ["Convergence", "Where the answer is known", "One F-cycle", "Potential speedup"],
+            ["Convergence", "Where residuals are left", "One F-cycle", "Potential speedup"],
         ),
     ],
 )
@@ -185,7 +187,44 @@ def test_the_command(tmp_path):
     assert report(run).stdout == html.read_text() == page(figures(solution))
     run.write_text(json.dumps({**figures(solution), "levels": 3}))
     done = report(run)
-    assert done.returncode == 2 and "not as gritax wrote it" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "not as gritax solve or gritax train wrote it" in done.stderr
+    assert "Traceback" not in done.stderr
+    kept = run.read_text()
+    done = report(run, "--output", run)
+    assert done.returncode == 2 and "is the run itself" in done.stderr and run.read_text() == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("versions", None), ("settings", [1]), ("command", 3), ("level_seconds", [0.0, 0.0]), ("num_steps", "x")),
+        ("speedup_on", [[0, 0], [0, 0]]),
+    ],
+)
+def test_a_run_that_was_changed_is_refused_in_a_line(name, value, tmp_path, capsys):
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps({**figures(gritax.solve(_decay, jnp.ones(2), 40)), name: value}))
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(run)])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"gritax: {run}: not as gritax solve or gritax train wrote it")
+
+
+def test_a_run_that_fell_short_promises_no_speedup():
+    solution = gritax.solve(_decay, jnp.ones(2), 600, gritax.Multigrid(2), max_iterations=1, throw=False, profile=True)
+    html = page(figures(solution))
+    assert html.count("did not reach the answer") == 2
+    assert "of iterations that fell short" in str(solution)
+    assert "did not reach" not in page(figures(gritax.solve(_decay, jnp.ones(2), 600, profile=True)))
+
+
+def test_a_mode_without_a_factor_is_explained(xor):
+    solution, spectrum = xor
+    none = dataclasses.replace(spectrum, factors=spectrum.factors + 1e20)
+    for told in (str(none), page(figures(solution, none))):
+        assert "coarse steps amplify one" in told
+    for told in (str(spectrum), page(figures(solution, spectrum))):
+        assert "coarse steps amplify one" not in told
 
 
 def test_the_way_of_a_cycle():

@@ -49,6 +49,13 @@ def test_a_coarse_step_that_changes_the_state_is_named_by_its_stride():
         gritax.solve(lambda u, start, stride: u if stride == 1 else jnp.ones(3), jnp.ones(2), 100)
 
 
+@pytest.mark.parametrize("solve", [gritax.solve, gritax.solve_serial, gritax.check])
+@pytest.mark.parametrize("num_steps", [100.5, "100", True, None, float("nan"), float("inf"), 0, 2**31])
+def test_num_steps(solve, num_steps):
+    with pytest.raises(ValueError, match="num_steps must be "):
+        solve(_ok, 1.0, num_steps)
+
+
 def test_an_optimizer_that_begins_with_infinity():
     best = optax.GradientTransformation(
         lambda params: {"best": jnp.full((), jnp.inf)}, lambda g, state, params=None: (g, state)

@@ -1,5 +1,6 @@
 """gritax: neural-network training in parallel over its own training steps."""
 
+import importlib.metadata as _metadata
 import logging as _logging
 
 from . import data as data, experiments as experiments, placement as placement, problems as problems, reporting as reporting
@@ -23,4 +24,5 @@ from .planning import Plan as Plan, plan as plan
 from .training import CompositeLoss as CompositeLoss, TrainStep as TrainStep
 
 
+__version__ = _metadata.version("gritax")
 _logging.getLogger("gritax").addHandler(_logging.NullHandler())

@@ -225,4 +225,5 @@ class Monitor:
             if more <= max(30, 4 * iteration):
                 cure = f"At the last factor of {factor:.2f}, about {more} more would do: raise max_iterations"
                 return Verdict(False, f"{sentence}. {cure}")
-        return Verdict(False, f"{sentence}, and it hardly falls", True)
+        how = "hardly falls" if residual <= past[0] else "has risen"
+        return Verdict(False, f"{sentence}, and it {how}", True)

@@ -14,6 +14,11 @@ from ._hierarchy import Hierarchy, Multigrid
 from ._profile import ResidualProfile
 
 
+def counted(number: int, what: str) -> str:
+    """`1 level`, `2,000 levels`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Iteration:
     """One iterate, as it is reported while the solve runs. Iteration 0 is the initial guess.
@@ -157,13 +162,13 @@ class Solution:
 
     def __str__(self) -> str:
         rows = [
-            ("steps", f"{self.num_steps:,} on {len(self.hierarchy)} levels"),
+            ("steps", f"{self.num_steps:,} on {counted(len(self.hierarchy), 'level')}"),
             ("result", self.reason),
             ("residual", f"{self.residuals[0]:.3e} -> {self.residuals[-1]:.3e}"),
             ("relative residual", f"{self.relative_residuals[-1]:.3e} of the distance travelled"),
             ("exact by construction", f"{self.exact_steps:,} steps"),
             ("depth, work", f"{self.depth:,} evaluations in sequence, {self.work:,} in all"),
-            ("potential speedup", f"{self.potential_speedup:.2f}"),
+            ("potential speedup", f"{self.potential_speedup:.2f}{'' if self.converged else ', of iterations that fell short'}"),
         ]
         rows[1:1] = [("coarse steps", self.coarse_steps)] * bool(self.coarse_steps)
         rows[1:1] = [("started again", reason) for reason in self.restarts]

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from ._adaptation import prepared
-from ._arguments import require_whole
+from ._arguments import require_steps, require_whole
 from ._attempt import Bounds, Progress as Progress
 from ._convergence import ConvergenceError, require_tolerance
 from ._evolution import Phi, evaluations, optional
@@ -101,6 +101,7 @@ def solve(
     ((1000, 250, 62, 15), 5)
     """
     began = time.perf_counter()
+    require_steps(num_steps)
     require_whole("max_iterations", max_iterations, 0)
     require_tolerance(tolerance)
     if save_every is not None:

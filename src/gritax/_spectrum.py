@@ -24,6 +24,10 @@ from .training import TrainState, TrainStep
 _MODES = 48
 _CHUNK = 16
 _FLATTEST = 1e-12
+NO_FACTOR = (
+    "None: at some step the cycles do not shrink every mode, since coarse steps amplify one, or all but miss it. Where that "
+    "lasts few steps the solve may converge all the same."
+)
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,9 @@ class Spectrum:
             rows.append([f"{step:,}", f"{kappa:.3g}", *map(_shown, (*of_levels.max(axis=-1), of_cycle.max()))])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        ending = f"predicted factor an iteration: {_shown(self.factor)}, bound {_shown(self.bound)}"
-        return "\n".join([self.coarse_steps, *table, ending] if self.coarse_steps else [*table, ending])
+        ending = [f"predicted factor an iteration: {_shown(self.factor)}, bound {_shown(self.bound)}"]
+        ending += [NO_FACTOR] * (not self.factor < 1)
+        return "\n".join([*[self.coarse_steps] * bool(self.coarse_steps), *table, *ending])
 
     def plot(self, axes: Any = None) -> Any:
         """The factors over the spectrum where the run is stiffest, on these Matplotlib axes or new ones, which it returns.

@@ -68,10 +68,10 @@ def traced(name: str, argument: str, function: Callable[[PyTree, Any], PyTree], 
             cause = f"`{argument}`"
         except CONTROL_FLOW_ERRORS:
             cause = "the state"
+        hint = "" if argument == "step" else " (If it is wrapped in jax.jit itself, the stride must be static there.)"
         raise ValueError(
             f"{name} needs the value of {cause} while it is traced: Python control flow on it, int(), float() or a NumPy "
-            "function. It runs under jit and vmap, so use jnp.where, lax.cond or lax.switch, and index with jnp arrays. (If "
-            "it is wrapped in jax.jit itself, the stride must be static there.)"
+            f"function. It runs under jit and vmap, so use jnp.where, lax.cond or lax.switch, and index with jnp arrays.{hint}"
         ) from error
 
 

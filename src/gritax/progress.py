@@ -8,7 +8,7 @@ from rich.progress import Progress as Bar, SpinnerColumn, TextColumn, TimeElapse
 from rich.table import Table
 
 from ._hierarchy import Hierarchy
-from ._solution import Iteration, Solution
+from ._solution import Iteration, Solution, counted
 from ._solve import Progress
 
 
@@ -29,18 +29,18 @@ class Lines(Progress):
     _COLUMNS = (("iteration", 9), ("residual", 10), ("factor", 8), ("exact steps", 11), ("elapsed", 9))
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(highlight=False)
+        self.console = console or Console(highlight=False, soft_wrap=True)
 
     def begin(self, hierarchy: Hierarchy) -> None:
         heading, *rows = hierarchy.rows()
         table = Table(*heading, box=box.SIMPLE_HEAD)
         for column in table.columns:
-            column.justify = "right"
+            column.justify, column.no_wrap, column.overflow = "right", True, "ignore"
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
         self.console.print()
-        self.console.print(f"compiling {len(hierarchy)} levels")
+        self.console.print(f"compiling {counted(len(hierarchy), 'level')}")
         self.console.print("  ".join(name.rjust(width) for name, width in self._COLUMNS))
 
     def iteration(self, iteration: Iteration) -> None:
@@ -82,7 +82,8 @@ class Live(Lines):
 
     def __init__(self, console: Console | None = None):
         super().__init__(console)
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        spinner = SpinnerColumn("dots" if self.console.encoding.startswith("utf") else "line")
+        columns = (spinner, TextColumn("{task.description}"), TimeElapsedColumn())
         self._bar = Bar(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
 
     def __enter__(self) -> "Live":

@@ -1,6 +1,8 @@
 """The command `gritax`."""
 
-import os
+import importlib.metadata
+import logging
+import signal
 import sys
 import warnings
 
@@ -14,8 +16,9 @@ from ._doctor import Doctor
 from ._launch import Launch
 from ._page import Report
 from ._plan import Plan
-from ._report import BAD_ARGUMENTS
+from ._report import BAD_ARGUMENTS, STANDARD_OUTPUT
 from ._solve import Solve
+from ._streams import Output, forsake, open_all
 from ._tables import Tables
 from ._train import Train
 
@@ -34,28 +37,43 @@ _COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command with `arguments`, those of the process if not given, and exits with its status."""
+    open_all()
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        sys.stdout.write(f"gritax {importlib.metadata.version('gritax')}\n")
+        sys.exit(0)
     errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     warnings.showwarning = lambda message, *_, **__: errors.print(f"gritax: warning: {message}")
-    command = None
+    command, log = None, logging.getLogger("gritax")
     try:
+        log.propagate = False  # all of it is shown already, and some packages give the root logger a handler
         command = tyro.extras.subcommand_cli_from_dict(
             _COMMANDS, prog="gritax", description="Training in parallel over its own steps.", args=arguments
         )
         if isinstance(command, Solve | Train | Plan | Tables):
             jax.config.update("jax_enable_x64", True)
             placement.join()
-        status = command.run(Console(quiet=not placement.is_first(), highlight=False, markup=False, soft_wrap=True))
+        to_stdout = getattr(command, "json", None) == STANDARD_OUTPUT
+        console = Output(stderr=to_stdout, quiet=not placement.is_first(), highlight=False, markup=False, soft_wrap=True)
+        console.goes_on = bool(getattr(command, "json", None) or getattr(command, "resume", None))
+        if console.is_terminal and not isinstance(command, Launch):  # which shows its cursor again on the way out
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        status = command.run(console)
         sys.stdout.flush()
     except BrokenPipeError:  # who reads has seen enough, as `gritax … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forsake()
         status = 0
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough, and the way out is not to be interrupted
         kept = getattr(command, "resume", None)
-        errors.print(f"gritax: interrupted{f'; the same command goes on from what {kept} has' if kept else ''}", style="red")
+        goes_on = kept and kept.is_dir() and any(kept.iterdir())
+        then = f"; the same command goes on from what {kept} has" if goes_on else ""
+        errors.print(f"gritax: interrupted{then}", style="red")
         status = _INTERRUPTED
         abandon(status)
-    except (ValueError, ImportError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+    except (ValueError, ImportError, OSError, MemoryError, RuntimeError) as error:
         errors.print(f"gritax: {(str(error) or type(error).__name__).splitlines()[0]}", style="red")
         status = BAD_ARGUMENTS
         abandon(status)
+    finally:
+        log.propagate = True
     sys.exit(status)

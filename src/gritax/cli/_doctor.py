@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class Doctor:
             "solve": _tried(_solve),
         }
         if self.json:
-            console.print_json(json.dumps(found))
+            sys.stdout.write(json.dumps(found, indent=2) + "\n")
         else:
             _show(console, found)
         failed = any(isinstance(value, dict) and "error" in value for value in (found["solve"], found["jax"]["devices"]))

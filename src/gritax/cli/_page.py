@@ -30,27 +30,31 @@ class Report:
     """Write the page to this file, replacing it; without it the page goes to standard output."""
 
     def run(self, console: Console) -> int:
+        if self.output is not None and self.output.exists() and self.run_file.exists() and self.output.samefile(self.run_file):
+            raise ValueError(f"--output {self.output} is the run itself: name another file.")
         require_writable(self.output, "--output")
+        run = _read(self.run_file)
         try:
-            html = page(_read(self.run_file))
-        except (KeyError, TypeError, IndexError) as error:
+            html = page(run)
+        except (KeyError, TypeError, IndexError, AttributeError, ArithmeticError, ValueError) as error:
             raise ValueError(
-                f"{self.run_file}: not as gritax wrote it ({type(error).__name__}: {error}). Write it again."
+                f"{self.run_file}: not as gritax solve or gritax train wrote it ({type(error).__name__}: {error}). Write it "
+                "again."
             ) from error
         if self.output is None:
-            sys.stdout.write(html)
+            sys.stdout.buffer.write(html.encode())
         else:
-            self.output.write_text(html)
+            self.output.write_text(html, encoding="utf-8")
             console.print(f"wrote {self.output}")
         return CONVERGED
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(
             f"{path}: {error.strerror}. Name a file that gritax solve or gritax train wrote with --json."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON. Name a file that gritax solve or gritax train wrote with --json.") from error

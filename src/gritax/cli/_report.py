@@ -22,6 +22,7 @@ from ..reporting import figures, plain
 
 
 CONVERGED, BAD_ARGUMENTS, NOT_CONVERGED = 0, 2, 3
+STANDARD_OUTPUT = Path("-")
 
 
 def one_or_many(values: tuple[int, ...]) -> int | tuple[int, ...]:
@@ -70,9 +71,22 @@ def _figures(comparison: Comparison, predicted: Spectrum | None) -> dict[str, An
     return {**figures(comparison.solution, predicted), **beside, "sentence": comparison.sentence}
 
 
-def require_writable(path: Path | None, option: str = "--json") -> None:
-    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK) and not path.is_dir()):
-        raise ValueError(f"{option} {path}: no file can be written there. Name a file in a folder that exists.")
+def require_writable(path: Path | None, option: str = "--json", resume: Path | None = None) -> None:
+    """Before long work, by opening it: of all rights and kinds of files only that tells. What it holds is left as it is."""
+    if path is None or path == STANDARD_OUTPUT:
+        return
+    if resume is not None and path.resolve() == resume.resolve():
+        raise ValueError(f"{option} and --resume are both {path}: name a file and another directory.")
+    exists = path.exists()
+    try:
+        with path.open("a"):
+            pass
+        if not exists:
+            path.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"{option} {path}: no file can be written there ({error.strerror}). Name a file in a folder that exists."
+        ) from error
 
 
 def require_seed(seed: int) -> None:
@@ -88,4 +102,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()}",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("gritax", "jax", "numpy")}},
     }
-    path.write_text(json.dumps(made_by | content, indent=2) + "\n")
+    text = json.dumps(made_by | content, indent=2) + "\n"
+    if path == STANDARD_OUTPUT:
+        sys.stdout.write(text)
+    else:
+        path.write_text(text, encoding="utf-8")

@@ -11,7 +11,7 @@ from .. import problems
 from .._arguments import require_whole
 from .._convergence import require_tolerance
 from .._hierarchy import Multigrid
-from ..coarse import RescaledRate
+from ..coarse import RescaledRate, Tangent
 from ._report import compared, one_or_many, require_seed, require_writable
 
 
@@ -34,16 +34,17 @@ class Solve:
     """Learning rate."""
     seed: int = 1
     """Seed of the initial weights."""
-    coarsening: tuple[int, ...] = (2,)
-    """Coarsening factor: one number, or one per level."""
+    coarsening: tuple[int, ...] | None = None
+    """Coarsening factor: one number, or one per level; 2 if not given."""
     levels: int | None = None
     """At most so many levels."""
-    cycle: Literal["V", "F"] = "F"
-    """Multigrid cycle."""
+    cycle: Literal["V", "F"] | None = None
+    """Multigrid cycle; F if not given."""
     relaxation: tuple[int, ...] = (1,)
     """FC sweeps before the last F-relaxation (0: F, 1: FCF): one number, or one per level."""
-    coarse: Literal["rescaled", "naive"] = "rescaled"
-    """Coarse step: learning rate times stride, at most --alpha-max; or the same rate on every level."""
+    coarse: Literal["rescaled", "naive", "tangent"] = "rescaled"
+    """Coarse step: the paper's, learning rate times stride, at most --alpha-max; the same rate on every level; or the
+    linearised network's (gritax.Tangent), which chooses a cycle of its own unless one is given."""
     alpha_max: float = 8.0
     """Largest learning rate of a coarse step."""
     tolerance: float | None = None
@@ -61,16 +62,28 @@ class Solve:
 
     def run(self, console: Console) -> int:
         require_seed(self.seed)
+        require_whole("--steps", self.steps, 1)
+        if self.levels is not None:
+            require_whole("--levels", self.levels, 1)
         problem = problems.xor(self.alpha, self.seed, coarse=self._coarse_step(), dtype=self.dtype)
-        method = Multigrid(one_or_many(self.coarsening), self.levels, cycle=self.cycle, relaxation=one_or_many(self.relaxation))
-        method.hierarchy(self.steps)
+        method = self._method()
         require_tolerance(self.tolerance)
         require_whole("--max-iterations", self.max_iterations, 0)
-        require_writable(self.json)
+        require_writable(self.json, resume=self.resume)
         console.print(f"XOR, {self.steps:,} steps of gradient descent at learning rate {self.alpha:g}, {self.dtype}\n")
         return compared(self, console, problem, method)
 
-    def _coarse_step(self) -> RescaledRate:
+    def _method(self) -> Multigrid | None:
+        if self.coarse == "tangent" and self.coarsening is None and self.levels is None and self.cycle is None:
+            return None
+        factors = (2,) if self.coarsening is None else self.coarsening
+        method = Multigrid(one_or_many(factors), self.levels, cycle=self.cycle or "F", relaxation=one_or_many(self.relaxation))
+        method.hierarchy(self.steps)
+        return method
+
+    def _coarse_step(self) -> RescaledRate | Tangent:
+        if self.coarse == "tangent":
+            return Tangent()
         if self.coarse == "naive":
             return RescaledRate(power=0.0)
         if not 0 < self.alpha <= self.alpha_max:

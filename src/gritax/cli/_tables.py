@@ -62,8 +62,10 @@ def _numbers(text: str) -> list[int]:
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"tables must be numbers and ranges such as 1-7 or 1,3,5, not {text!r}.")
+        for each in (first, last or first):
+            experiments.paper_table(int(each))
         numbers += range(int(first), int(last or first) + 1)
     if not numbers:
         raise ValueError(f"tables {text!r} names none: write a range from the lower number to the higher.")

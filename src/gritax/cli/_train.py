@@ -44,14 +44,14 @@ class Train(Training):
     """Write the results to this file as well, replacing it: gritax report makes a page of it."""
 
     def run(self, console: Console) -> int:
+        require_whole("--steps", self.steps, 1)
         method = None
         if self.coarsening is not None:
             method = Multigrid(one_or_many(self.coarsening), relaxation=one_or_many(self.relaxation))
             method.hierarchy(self.steps)
         require_tolerance(self.tolerance)
-        require_whole("--steps", self.steps, 1)
         require_whole("--max-iterations", self.max_iterations, 0)
-        require_writable(self.json)
+        require_writable(self.json, resume=self.resume)
         refresh = int(self.refresh) if self.refresh is not None and self.refresh.is_integer() else self.refresh
         problem = self.with_coarse(FrozenGradient(refresh))
         console.print(f"{self.problem}, {self.steps:,} training steps, {self.dtype}\n")

@@ -7,6 +7,7 @@ from html import escape
 
 
 Scale = Callable[[float], float]
+_LETTER = 7.0  # at most as wide, on average
 SHADES = 10  # classes s0, …, s9 of the style sheet, from little to much
 
 
@@ -68,7 +69,8 @@ class Frame:
             x = scale(at)
             if rules:
                 drawing.line([(x, self.top), (x, self.bottom)], "rule")
-            drawing.text(x, self.bottom + 16, name, "middle", "tick")
+            inside = min(x, drawing.width - _LETTER / 2 * len(name))
+            drawing.text(inside, self.bottom + 16, name, "middle", "tick")
         drawing.text((self.left + self.right) / 2, self.bottom + 33, title, "middle", "title")
 
     def y_axis(self, drawing: Drawing, scale: Scale, ticks: Sequence[tuple[float, str]]) -> None:

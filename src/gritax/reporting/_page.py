@@ -5,11 +5,14 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from .._solution import counted
+from .._spectrum import NO_FACTOR
 from . import _iterates as iterates, _levels as levels
 from ._drawing import Drawing, short
 
 
 _WIDE, _NARROW = 720, 340
+_UNREACHED = "These iterations did not reach the answer, so that nothing is gained."
 _NEEDED = ("num_steps", "levels", "history", "residuals", "depth", "depth_by_level", "speedup_on")
 
 
@@ -31,7 +34,7 @@ def page(run: dict[str, Any]) -> str:
             "write with --json."
         )
     problem = run.get("settings", {}).get("problem")
-    title = f"{problem}: " * bool(problem) + f"{run['num_steps']:,} training steps, {_count(run['iterations'], 'iteration')}"
+    title = f"{problem}: " * bool(problem) + f"{run['num_steps']:,} training steps, {counted(run['iterations'], 'iteration')}"
     body = [
         f"<header><h1>{escape(title)}</h1>",
         *(f"<p class='answer'>{escape(_sentence(each))}</p>" for each in (run.get("sentence"), run["reason"]) if each),
@@ -41,7 +44,7 @@ def page(run: dict[str, Any]) -> str:
         _section("Levels", "", _levels(run)),
         _made_by(run),
     ]
-    style = files("gritax.reporting").joinpath("style.css").read_text()
+    style = files("gritax.reporting").joinpath("style.css").read_text(encoding="utf-8")
     head = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
@@ -65,9 +68,10 @@ def _pictures(run: dict[str, Any]) -> list[str]:
     if run["iterations"] and run.get("profile"):
         found.append(
             _section(
-                "Where the answer is known",
+                "Where residuals are left",
                 "The residual at each part of the run, iteration by iteration from the top. Where the shade fades into the "
-                "page the states are those of serial training, or close; left of the line they are so by construction.",
+                "page, a state follows from the one before it: it is that of serial training where all is faded to the left "
+                "of it as well. Left of the line it is so by construction.",
                 _picture(iterates.heat_map, run) + _picture(iterates.shades_of, run),
             )
         )
@@ -89,16 +93,18 @@ def _pictures(run: dict[str, Any]) -> list[str]:
             _section(
                 "Potential speedup",
                 "Training steps divided by the evaluations in sequence that remain on so many devices, an interval of a level "
-                "each. It is no prediction of time.",
+                "each. It is no prediction of time." + ("" if run["converged"] else f" {_UNREACHED}"),
                 _picture(levels.speedup, run),
             )
         )
     if predicted := run.get("spectrum"):
+        unsettled = predicted["factor"] is None or predicted["factor"] >= 1
         found.append(
             _section(
                 "Predicted convergence",
                 f"The factor of an iteration by curvature at step {predicted['step']:,}, where the run is stiffest. "
-                f"Predicted: {levels.said(predicted['factor'])}; bound: {levels.said(predicted['bound'])}.",
+                f"Predicted: {levels.said(predicted['factor'])}; bound: {levels.said(predicted['bound'])}."
+                + (f" {NO_FACTOR}" if unsettled else ""),
                 _legend(("a", "cycle"), ("b", "bound"), ("thin", "two levels")) + _picture(levels.spectrum, run),
             )
         )
@@ -108,15 +114,15 @@ def _pictures(run: dict[str, Any]) -> list[str]:
 def _rows(run: dict[str, Any]) -> list[tuple[str, str]]:
     first, last = run["residuals"][0], run["residuals"][-1]
     rows = [
-        ("training steps", f"{run['num_steps']:,} on {_count(len(run['levels']), 'level')}"),
+        ("training steps", f"{run['num_steps']:,} on {counted(len(run['levels']), 'level')}"),
         ("result", "converged" if run["converged"] else "not converged"),
         ("iterations", f"{run['iterations']:,}"),
         ("residual", f"{_science(first)} → {_science(last)}"),
         ("relative residual", f"{_science(run['relative_residuals'][-1])} of the distance travelled"),
-        ("exact by construction", _count(run["exact_steps"], "step")),
+        ("exact by construction", counted(run["exact_steps"], "step")),
         ("depth", f"{run['depth']:,} evaluations in sequence"),
         ("work", f"{run['work']:,} evaluations in all"),
-        ("potential speedup", f"{run['potential_speedup']:.2f}"),
+        ("potential speedup", f"{run['potential_speedup']:.2f}" + ("" if run["converged"] else f". {_UNREACHED}")),
     ]
     if run.get("coarse_steps"):
         rows.append(("coarse steps", run["coarse_steps"]))
@@ -183,10 +189,6 @@ def _legend(*entries: tuple[str, str]) -> str:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:].rstrip(".") + "."
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _science(value: float | None) -> str:

@@ -176,9 +176,9 @@ def _require_scalar(step, params, stats):
             )
     elif isinstance(value, tuple):
         raise ValueError("loss must return a scalar alone, not a tuple; if it returns new statistics, pass has_aux=True.")
-    shape = getattr(value, "shape", type(value).__name__)
+    shape = getattr(value, "shape", None)
     if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        found = f"{value.dtype}{list(shape)}" if isinstance(shape, tuple) else f"a {shape}"
+        found = "what is no array" if shape is None else f"{value.dtype}{list(shape)}"
         raise ValueError(f"loss must return a floating-point scalar, not {found}: sum or average over the batch.")
     _notice_changes(functions, program)
 
