@@ -11,7 +11,7 @@ from gritax.experiments import paper_figure
 
 RESULTS = Path(__file__).parent / "results"
 FIRST, LAST = 2, math.log10(5e6)
-LOW, HIGH = -2, 3
+LOW, HIGH = -3, 3
 TOP, HEIGHT, WIDTH = 60, 300, 330
 PUBLISHED = {3: "one", 4: "two", 7: "four", 14: "one", 15: "two", 16: "four"}
 
@@ -35,8 +35,7 @@ def of_table(name, number):
 
 
 def tangent():
-    found = [row for row in rows("tangent") if row["alpha"] == 1.0 and not row["serialized"]]
-    return potential(found, "steps")
+    return potential(rows("tangent_graded"), "steps")
 
 
 def frozen():
@@ -79,11 +78,12 @@ def speedups():
             panel.curve(of_table(ours, number), PUBLISHED[number])
     xor.curve(tangent(), "three", 3)
     adder.curve(frozen(), "three", 3)
-    gpu = {row["steps"]: row for row in rows("gpu") if row["problem"].startswith("xor")}
-    xor.marks([(steps, row["over_gpu"]) for steps, row in gpu.items()], "done")
-    xor.marks([(steps, row["over_cpu"]) for steps, row in gpu.items()], "warm")
-    beside = [row for row in rows("rivals") if row["problem"].startswith("XOR") and row["rival"] == "scan"]
-    xor.marks([(row["steps"], row["ratio"]["median"]) for row in beside if "PyMGRIT" not in row["problem"]], "c")
+    for panel, problem in ((xor, "xor"), (adder, "adder")):
+        gpu = [row for row in rows("gpu") if row["problem"].startswith(problem)]
+        panel.marks([(row["steps"], row["over_gpu"]) for row in gpu], "done")
+        panel.marks([(row["steps"], row["over_cpu"]) for row in gpu], "warm")
+        beside = [row for row in rows("rivals") if row["problem"].lower().startswith(problem) and row["rival"] == "scan"]
+        panel.marks([(row["steps"], row["ratio"]["median"]) for row in beside if "PyMGRIT" not in row["problem"]], "c")
     legend(picture)
     return picture
 

@@ -45,7 +45,7 @@ def history(run: dict[str, Any], width: int) -> Drawing:
 def heat_map(run: dict[str, Any], width: int) -> Drawing:
     """Residuals by step and iteration, with the exactness front."""
     steps, rows, num_steps = run["profile"]["steps"], run["profile"]["residuals"], run["num_steps"]
-    height = min(max(260 / len(rows), 7), 24)
+    height = round(min(max(260 / len(rows), 7), 24), 1)  # as it is drawn, so that rows meet
     frame = Frame(_LEFT, 8, width - _RIGHT, 8 + height * len(rows))
     drawing = Drawing(width, frame.bottom + _AXIS, "Residual at each part of the run, for each iteration")
     low, high = range_of(rows)
