@@ -168,6 +168,18 @@ def test_what_cannot_be_done_is_said_before_long_work(arguments, environment, to
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="needs /dev/fd")
+def test_json_into_a_pipe():
+    read, write = os.pipe()
+    command = [sys.executable, "-m", "gritax", "solve", "xor", "--steps", "20", "--json", f"/dev/fd/{write}"]
+    with subprocess.Popen(command, pass_fds=[write], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        os.close(write)
+        with os.fdopen(read) as written:
+            assert json.load(written)["num_steps"] == 20
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_what_a_file_holds_is_left_until_there_is_better(tmp_path):
     file = tmp_path / "run.json"
     file.write_text("old")

@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         status = command.run(console)
         sys.stdout.flush()
     except BrokenPipeError:  # who reads has seen enough, as `gritax … | head`
-        forsake()
+        forsake(sys.stdout)
         status = 0
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough, and the way out is not to be interrupted

@@ -72,13 +72,15 @@ def _figures(comparison: Comparison, predicted: Spectrum | None) -> dict[str, An
 
 
 def require_writable(path: Path | None, option: str = "--json", resume: Path | None = None) -> None:
-    """Before long work, by opening it: of all rights and kinds of files only that tells. What it holds is left as it is."""
-    if path is None or path == STANDARD_OUTPUT:
+    """Raises `ValueError` before long work. A file is opened, for of all rights only that tells, and left as it is."""
+    if path is None or path == STANDARD_OUTPUT or not is_first():
         return
     if resume is not None and path.resolve() == resume.resolve():
         raise ValueError(f"{option} and --resume are both {path}: name a file and another directory.")
     exists = path.exists()
     try:
+        if exists and not (path.is_file() or path.is_dir()) and os.access(path, os.W_OK):
+            return  # a pipe, whose reader would take the first closing for the end
         with path.open("a"):
             pass
         if not exists:

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from typing import IO
 
 from rich.console import Console
 
@@ -13,15 +14,15 @@ class Output(Console):
     goes_on = False
 
     def on_broken_pipe(self) -> None:
-        forsake()
+        forsake(self.file)
         self.quiet = True
         if not self.goes_on:
             raise BrokenPipeError
 
 
-def forsake() -> None:
-    """What is still written to standard output goes nowhere, also at the end of the process."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def forsake(stream: IO[str]) -> None:
+    """What is still written to it goes nowhere, also at the end of the process."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def open_all() -> None:
