@@ -225,5 +225,4 @@ class Monitor:
             if more <= max(30, 4 * iteration):
                 cure = f"At the last factor of {factor:.2f}, about {more} more would do: raise max_iterations"
                 return Verdict(False, f"{sentence}. {cure}")
-        how = "hardly falls" if residual <= past[0] else "has risen"
-        return Verdict(False, f"{sentence}, and it {how}", True)
+        return Verdict(False, f"{sentence}, and it hardly falls", True)
