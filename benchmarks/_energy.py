@@ -9,25 +9,23 @@ from _measuring import seconds
 LONG_ENOUGH = 1.0  # the counter moves a few times a second
 
 
-def counter(library: str = "libnvidia-ml.so.1") -> Callable[[], float] | None:
+def counter() -> Callable[[], float] | None:
     """A function that says how many joules the GPU has taken so far, or None where nothing counts them."""
     try:
-        nvml = ctypes.CDLL(library)
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
         return None
     device, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
 
+    failed = lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(millijoules))
+    if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)) or failed():
+        return None
+
     def read() -> float:
-        if nvml.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(millijoules)):
-            raise OSError("NVML does not say what this GPU takes.")
+        if failed():
+            raise OSError("NVML no longer says what the GPU takes.")
         return millijoules.value / 1e3
 
-    if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)):
-        return None
-    try:
-        read()
-    except OSError:
-        return None
     return read
 
 

@@ -13,6 +13,7 @@ from gritax.reporting import figures, page
 
 
 _BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(_BROWSER is None, reason="needs Chromium")
 # The page in a frame as wide as a screen, and beside it what the browser makes of it.
 _FRAME = """<!doctype html>
 <iframe id="page" style="border:0;width:{width}px;height:900px" srcdoc="{page}"></iframe><pre id="found"></pre>
@@ -46,7 +47,6 @@ def _seen(html, width, folder, *options):
     return json.loads(unescape(re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL).group(1)))
 
 
-@pytest.mark.skipif(_BROWSER is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_is_cut_at_any_width(html, width, tmp_path):
     found = _seen(html, width, tmp_path)
@@ -54,6 +54,5 @@ def test_nothing_is_cut_at_any_width(html, width, tmp_path):
     assert found["ground"] == "rgb(246, 247, 249)"
 
 
-@pytest.mark.skipif(_BROWSER is None, reason="needs Chromium")
 def test_it_is_dark_where_the_reader_is(html, tmp_path):
     assert _seen(html, 1280, tmp_path, "--blink-settings=preferredColorScheme=0")["ground"] == "rgb(15, 18, 24)"

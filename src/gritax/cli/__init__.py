@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         to_stdout = getattr(command, "json", None) == STANDARD_OUTPUT
         console = Output(stderr=to_stdout, quiet=not placement.is_first(), highlight=False, markup=False, soft_wrap=True)
         console.goes_on = bool(getattr(command, "json", None) or getattr(command, "resume", None))
-        if console.is_terminal and not isinstance(command, Launch):  # which shows its cursor again on the way out
+        if console.is_terminal and not isinstance(command, Launch):  # which has its own; the cursor is shown again
             signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         status = command.run(console)
         sys.stdout.flush()

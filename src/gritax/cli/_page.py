@@ -38,8 +38,8 @@ class Report:
             html = page(run)
         except (KeyError, TypeError, IndexError, AttributeError, ArithmeticError, ValueError) as error:
             raise ValueError(
-                f"{self.run_file}: not as gritax solve or gritax train wrote it ({type(error).__name__}: {error}). Write it "
-                "again."
+                f"{self.run_file}: not as gritax solve or gritax train wrote it ({type(error).__name__}: {error}). Name "
+                "one that they wrote with --json."
             ) from error
         if self.output is None:
             sys.stdout.buffer.write(html.encode())

@@ -7,7 +7,7 @@ from html import escape
 
 
 Scale = Callable[[float], float]
-_LETTER = 7.0  # at most as wide, on average
+_LETTER = 7.0  # the width of a letter of 12 units, rather too wide
 SHADES = 10  # classes s0, …, s9 of the style sheet, from little to much
 
 
