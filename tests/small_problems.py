@@ -1,8 +1,11 @@
-"""A regression small enough to train many times, the distance that tests measure in, and what interrupts them."""
+"""A regression small enough to train many times, a stiff decay, distances to measure in, and what interrupts a run."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 import gritax
 
@@ -63,3 +66,29 @@ class Interrupting(gritax.Progress):
     def iteration(self, iteration):
         if self.seen == self.nth and iteration.number == self.number:
             raise KeyboardInterrupt
+
+
+def mesh(count):
+    return Mesh(np.array(jax.devices()[:count]), ("time",))
+
+
+def decay(u, start, stride):
+    """A stiff and a slow part, and a right-hand side that depends on the step.
+
+    Sums and quotients of variables round in one way only: a product and a sum, or a sine, may do so otherwise in a batch of
+    another size.
+    """
+    x = jnp.asarray(start, u.dtype)
+    return (u + stride / (100 + x)) / (1 + stride / (jnp.array([100.0, 3.0, 50.0]) + x / 8))
+
+
+def _nudged(step, state, start, stride):
+    """A training step with one more rounding."""
+    after = step(state, start, stride)
+    return after._replace(params=jax.tree.map(lambda x: x * (1 + float(jnp.finfo(x.dtype).eps)), after.params))
+
+
+def rounding(step, state, steps):
+    """How far one more rounding in every step takes the parameters."""
+    ends = [gritax.solve_serial(phi, state, steps).params for phi in (step, partial(_nudged, step))]
+    return distance(*ends)

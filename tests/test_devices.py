@@ -1,8 +1,6 @@
-"""One solve on several devices: the same numbers, the messages that are meant to be, and a share of the memory each."""
+"""One solve on several devices: the same numbers as on one, every point in its place, and what is refused."""
 
 import itertools
-import re
-from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -12,31 +10,13 @@ import numpy as np
 import optax
 import pytest
 import small_problems as small
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 import gritax
-from gritax._compilation import kernels_of
-from gritax._cycle import Cycle
-from gritax._evolution import Evolution
-from gritax._layout import replicated
 from gritax._sharing import shared, unshared
 
 
 _COUNTS = (1, 2, 3, 4, 8)
-
-
-def _mesh(count):
-    return Mesh(np.array(jax.devices()[:count]), ("time",))
-
-
-def _decay(u, start, stride):
-    """A stiff and a slow part, and a right-hand side that depends on the step.
-
-    Sums and quotients of variables round in one way only: a product and a sum, or a sine, may do so otherwise in a batch of
-    another size.
-    """
-    x = jnp.asarray(start, u.dtype)
-    return (u + stride / (100 + x)) / (1 + stride / (jnp.array([100.0, 3.0, 50.0]) + x / 8))
 
 
 _METHODS = {
@@ -58,8 +38,8 @@ _METHODS = {
 )
 def test_guesses(method, steps, guess):
     guess = (lambda step: jnp.full(3, 0.5) * jnp.cos(0.01 * step.astype(float))) if guess == "own" else guess
-    solve = partial(gritax.solve, _decay, jnp.ones(3), steps, _METHODS[method], initial_guess=guess, tolerance=1e-10)
-    alone, together = solve(), solve(mesh=_mesh(8))
+    solve = partial(gritax.solve, small.decay, jnp.ones(3), steps, _METHODS[method], initial_guess=guess, tolerance=1e-10)
+    alone, together = solve(), solve(mesh=small.mesh(8))
     assert alone.converged
     np.testing.assert_array_equal(together.state, alone.state)
     np.testing.assert_array_equal(together.residuals, alone.residuals)
@@ -69,8 +49,8 @@ def test_guesses(method, steps, guess):
 @pytest.mark.parametrize("method", _METHODS)
 @pytest.mark.parametrize("count", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 8))])
 def test_methods(method, count):
-    solve = partial(gritax.solve, _decay, jnp.ones(3), 419, _METHODS[method], tolerance=1e-10, save_every=7)
-    alone, together = solve(), solve(mesh=_mesh(count))
+    solve = partial(gritax.solve, small.decay, jnp.ones(3), 419, _METHODS[method], tolerance=1e-10, save_every=7)
+    alone, together = solve(), solve(mesh=small.mesh(count))
     assert alone.converged
     np.testing.assert_array_equal(together.states, alone.states)
     np.testing.assert_array_equal(together.relative_residuals, alone.relative_residuals)
@@ -85,8 +65,8 @@ def test_fewer_intervals_than_devices(method, steps, count):
     """Groups of devices then have the same intervals, and the numbers are those of one device as ever."""
     method = replace(_METHODS[method], min_coarse=2)
     assert 1 < _shared(method.hierarchy(steps), count)[-2].layout.group < count
-    solve = partial(gritax.solve, _decay, jnp.ones(3), steps, method, tolerance=1e-10, save_every=5)
-    alone, together = solve(), solve(mesh=_mesh(count))
+    solve = partial(gritax.solve, small.decay, jnp.ones(3), steps, method, tolerance=1e-10, save_every=5)
+    alone, together = solve(), solve(mesh=small.mesh(count))
     assert alone.converged
     np.testing.assert_array_equal(together.states, alone.states)
     np.testing.assert_array_equal(together.relative_residuals, alone.relative_residuals)
@@ -94,7 +74,7 @@ def test_fewer_intervals_than_devices(method, steps, count):
 
 
 def _shared(hierarchy, count):
-    return shared(hierarchy, jax.sharding.AbstractMesh((count,), ("time",)), _decay)
+    return shared(hierarchy, jax.sharding.AbstractMesh((count,), ("time",)), small.decay)
 
 
 def _xor(dtype):
@@ -108,18 +88,6 @@ def _adder(dtype):
 def _digits(dtype):
     problem = gritax.problems.digits(optax.adam(1e-3), coarse=gritax.FrozenGradient(8), dtype=dtype)
     return problem, 263, gritax.Multigrid((8, 4))
-
-
-def _nudged(step, state, start, stride):
-    """A training step with one more rounding."""
-    after = step(state, start, stride)
-    return after._replace(params=jax.tree.map(lambda x: x * (1 + float(jnp.finfo(x.dtype).eps)), after.params))
-
-
-def _rounding(step, state, steps):
-    """How far one more rounding in every step takes the parameters."""
-    ends = [gritax.solve_serial(phi, state, steps).params for phi in (step, partial(_nudged, step))]
-    return small.distance(*ends)
 
 
 @pytest.mark.usefixtures("mixed_dtypes")
@@ -139,11 +107,11 @@ def test_training(make, dtype, count):
     """Where XLA's matrix products round otherwise in a batch of another size, to ten times what a rounding in phi does."""
     problem, steps, method = make(dtype)
     solve = partial(gritax.solve, problem.step, problem.state, steps, method, throw=False, max_iterations=4)
-    alone, together = solve(), solve(mesh=_mesh(count))
+    alone, together = solve(), solve(mesh=small.mesh(count))
     assert alone.depth == together.depth
     off = small.distance(together.params, alone.params)
     exact = (make, dtype) in ((_xor, "float64"), (_adder, "float64"))
-    assert off <= (0 if exact else 10 * _rounding(problem.step, problem.state, steps))
+    assert off <= (0 if exact else 10 * small.rounding(problem.step, problem.state, steps))
     if off == 0:
         # A norm at one point is a sum too, which jaxlib 0.12 rounds otherwise in a batch of another size (docs/devices.md).
         np.testing.assert_array_max_ulp(np.array(together.residuals), np.array(alone.residuals), 0 if make is _xor else 4)
@@ -152,13 +120,13 @@ def test_training(make, dtype, count):
 def test_train_in_windows_and_go_on_with_other_devices(tmp_path):
     problem = (small.loss, optax.sgd(0.02), small.batches())
     train = partial(gritax.train, *problem, small.params(), 1500, goal="depth", window=512)
-    alone, together = train(), train(mesh=_mesh(4))
+    alone, together = train(), train(mesh=small.mesh(4))
     with pytest.raises(KeyboardInterrupt):
-        train(mesh=_mesh(4), checkpoint=tmp_path, progress=small.Interrupting(2))
-    resumed = train(mesh=_mesh(3), resume=tmp_path)
+        train(mesh=small.mesh(4), checkpoint=tmp_path, progress=small.Interrupting(2))
+    resumed = train(mesh=small.mesh(3), resume=tmp_path)
     step = gritax.TrainStep(*problem)
     state = step.init(small.params())
-    rounding = _rounding(step, state, 1500)
+    rounding = small.rounding(step, state, 1500)
     for trained in (together, resumed):
         assert [window.kind for window in trained.windows] == [window.kind for window in alone.windows]
         assert "parallel" in {window.kind for window in trained.windows}
@@ -173,7 +141,7 @@ def test_losses_and_a_step_that_jumps():
     step = gritax.TrainStep(loss, optax.sgd(0.02), small.batches(), gritax.FrozenGradient(8))
     with pytest.warns(UserWarning, match="discontinuous gradient"):
         solution = gritax.solve(
-            step, step.init(small.params()), 512, gritax.Multigrid((8,)), max_iterations=12, throw=False, mesh=_mesh(4)
+            step, step.init(small.params()), 512, gritax.Multigrid((8,)), max_iterations=12, throw=False, mesh=small.mesh(4)
         )
     losses = np.asarray(solution.losses)
     assert losses.shape == (512,) and np.all(np.isfinite(losses))
@@ -196,9 +164,9 @@ def test_within_the_mesh_all_works_as_without():
 
 def test_an_array_without_numbers():
     def phi(u, start, stride):
-        return {"u": _decay(u["u"], start, stride), "none": u["none"]}
+        return {"u": small.decay(u["u"], start, stride), "none": u["none"]}
 
-    for mesh in (None, _mesh(3)):
+    for mesh in (None, small.mesh(3)):
         solution = gritax.solve(phi, {"u": jnp.ones(3), "none": jnp.zeros((0, 2))}, 211, gritax.Multigrid(4), mesh=mesh)
         assert solution.converged and solution.state["none"].shape == (0, 2)
 
@@ -223,78 +191,6 @@ def test_every_point_has_its_place(steps, count):
     assert unshared(placed) == hierarchy
 
 
-def _compiled(mesh, steps=4096, phi=_decay, state=None, only=None, method=_METHODS["V"]):
-    u0 = replicated(jnp.ones(3) if state is None else state, mesh)
-    cycle = Cycle(replicated(Evolution(phi, u0), mesh), shared(method.hierarchy(steps), mesh, phi), method)
-    found = {}
-    u0 = cycle.evolution.split(u0)[0]
-    for kernel, arguments in kernels_of(cycle, u0):
-        if only in (None, kernel.__name__):
-            found[kernel.__name__, arguments[0].index] = kernel.lower(*arguments).compile()
-    return cycle.hierarchy, found
-
-
-def _messages(program):
-    return dict(Counter(re.findall(r" (all-to-all|all-gather|all-reduce|collective-permute)(?:-start)?\(", program.as_text())))
-
-
-@pytest.mark.parametrize(("count", "steps", "groups"), [(4, 2700, [1, 1, 1, 4, 4, 4]), (8, 150, [1, 1, 2, 8])])
-def test_messages_of_an_iteration(count, steps, groups):
-    """One state to the neighbour a sweep; gathered are a number for each C-point, and right-hand sides within larger groups."""
-    hierarchy, programs = _compiled(_mesh(count), steps, method=gritax.Multigrid(4, min_coarse=2))
-    assert [level.layout.group for level in hierarchy] == groups
-    to_all = "all-gather"
-    expected = {
-        "relax_finest": {"collective-permute": 1, "all-reduce": 1},  # the last is the final state
-        "relax_coarse": {"collective-permute": 1},
-        "keep_exact": {"collective-permute": 1},
-        "residual_norm": {"collective-permute": 1, to_all: 1},
-        "measure": {"collective-permute": 1, to_all: 2},  # four, where parameters are not all of the state
-    }
-    for (name, index), program in programs.items():
-        counts = _messages(program)
-        level = hierarchy[index]
-        if name == "restrict":
-            assert counts == ({to_all: 3} if level.points.is_shared and level.layout.group > level.points.group else {})
-        elif not level.layout.is_shared:
-            assert counts == {}
-        elif name in ("arrival", "interval_points"):
-            assert counts == {"all-reduce": 1}
-        else:
-            assert counts == expected.get(name, {}), name
-
-
-def test_minibatches_on_an_axis_of_their_own():
-    """Devices of a row share the examples of a minibatch, those of a column the intervals."""
-    mesh, batch = Mesh(np.array(jax.devices()).reshape(4, 2), ("time", "data")), small.batches()
-
-    def halves(step):
-        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec("data")), batch(step))
-
-    step, spread = (gritax.TrainStep(small.loss, optax.sgd(0.02), batch, gritax.FrozenGradient(8)) for batch in (batch, halves))
-    state = step.init(small.params())
-    alone = gritax.solve(step, state, 301, gritax.Multigrid(4))
-    with jax.set_mesh(mesh):
-        together = gritax.solve(spread, state, 301, gritax.Multigrid(4), mesh=mesh)
-        messages = _messages(_compiled(mesh, 301, spread, state, "relax_finest")[1]["relax_finest", 0])
-    assert small.distance(together.params, alone.params) <= 10 * _rounding(step, state, 301)
-    assert messages["collective-permute"] == 3 and "all-to-all" not in messages  # one for each array of the state
-    assert (
-        messages["all-reduce"]
-        > _messages(_compiled(mesh, 301, step, state, "relax_finest")[1]["relax_finest", 0])["all-reduce"]
-    )
-
-
-def test_a_share_of_the_memory():
-    def held(count):
-        memory = _compiled(_mesh(count), 65_536, only="relax_finest")[1]["relax_finest", 0].memory_analysis()
-        return memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-
-    alone = held(1)
-    for count in (2, 4, 8):
-        assert held(count) <= 1.05 * alone / count
-
-
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
@@ -305,7 +201,7 @@ def test_a_share_of_the_memory():
 )
 def test_bad_mesh(mesh, message):
     with pytest.raises(ValueError, match=message):
-        gritax.solve(_decay, jnp.ones(3), 100, mesh=mesh)
+        gritax.solve(small.decay, jnp.ones(3), 100, mesh=mesh)
     with pytest.raises(ValueError, match=message):
         gritax.plan(small.loss, optax.sgd(0.02), small.batches(), small.params(), 100, mesh=mesh)
     with pytest.raises(ValueError, match=message):
@@ -317,4 +213,4 @@ def test_another_mesh_is_set():
         jax.set_mesh(jax.make_mesh((4,), ("time",))),
         pytest.raises(ValueError, match=r"but this call is within jax\.set_mesh"),
     ):
-        gritax.solve(_decay, jnp.ones(3), 100, mesh=_mesh(4))
+        gritax.solve(small.decay, jnp.ones(3), 100, mesh=small.mesh(4))
