@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._adaptation import Adaptation
-from ._continuity import jumps
+from ._continuity import jumps, rounds
 from ._convergence import DEFAULT_TOLERANCE, Monitor, Verdict
 from ._cycle import Cycle
 from ._diagnosis import diagnose
@@ -121,7 +121,7 @@ class Attempt:
                 if self.profile is not None and not verdict.restart:
                     self.profile.time(cycle, c)
                 # The residual is that of `c`: with their own values for arrivals, C-points stay.
-                return c, e, final, self._explained(verdict, u0, clock)
+                return c, e, final, self._explained(verdict, u0, clock, final)
             if skip and len(self.reports) == 1:
                 c = cycle.ascend(cycle.evolution.stored(u0), cycle.method.cycle)
             else:
@@ -211,7 +211,9 @@ class Attempt:
                 return Verdict(False, f"given up after {told}: to take the steps one by one is no slower")
         return None
 
-    def _explained(self, verdict: Verdict, u0: PyTree[Array], clock: PyTree[Array]) -> Verdict:
+    def _explained(self, verdict: Verdict, u0: PyTree[Array], clock: PyTree[Array], final: PyTree[Array]) -> Verdict:
+        if not verdict.converged and self.bounds.depth == math.inf and (cause := rounds(u0, final)):
+            return verdict.because(cause)
         if not verdict.undiagnosed or verdict.restart:
             return verdict
         if self.discontinuous:

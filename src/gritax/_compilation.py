@@ -30,10 +30,12 @@ def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:
 def kernels_of(cycle: Cycle, u0: PyTree[Array]) -> list[tuple[Any, tuple]]:
     """The kernels of an iteration, each with its arguments, as shapes where these are states at many points."""
 
-    def points(*shape):
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype), u0)
-
     evolution, count = cycle.evolution, np.int32(1)
+    state = jax.eval_shape(evolution.stored, u0)
+
+    def points(*shape):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype), state)
+
     finest, *coarser = cycle.hierarchy.levels
     c, e = points(finest.layout.total), points(finest.layout.lanes(finest.num_intervals))
     kernels = [
@@ -41,14 +43,14 @@ def kernels_of(cycle: Cycle, u0: PyTree[Array]) -> list[tuple[Any, tuple]]:
         (measure, (finest, evolution, c, e, u0, u0, u0)),
         (residual_norm, (finest, c, e)),
         (arrived, (finest, c)),
-        (uniform, (finest, u0, u0)),
+        (uniform, (finest, state, state)),
         (arrival, (finest, e, count)),
         (keep_exact, (finest, c, c, e, count)),
     ]
     for level in coarser:
         c, arrivals = points(level.layout.total), points(level.points.lanes(level.size))
         kernels.append((restrict, (level, evolution, points(level.points.total), arrivals, count)))
-        kernels.append((everywhere, (level, u0)))
+        kernels.append((everywhere, (level, state)))
         reached = g = points(level.factor, level.layout.lanes(level.num_lanes))
         if level is cycle.hierarchy[-1]:
             kernels.append((march, (level, evolution, c, reached, g, count)))
@@ -56,7 +58,7 @@ def kernels_of(cycle: Cycle, u0: PyTree[Array]) -> list[tuple[Any, tuple]]:
             kernels += [
                 (relax_coarse, (level, evolution, c, reached, g, count, count, count, count)),
                 (all_points, (level, c, reached)),
-                (interval_points, (level, u0, reached, count, count)),
+                (interval_points, (level, state, reached, count, count)),
                 (begun_with, (level, points(level.points.total), points(level.factor), count, count)),
             ]
     return kernels

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jax.tree_util import tree_leaves_with_path
+from jaxtyping import Array, PyTree
 
 from ._cycle import Cycle
 from ._evolution import Evolution
@@ -11,6 +12,7 @@ from ._kernel import kernel
 from ._layout import local
 from ._norms import norm
 from ._points import Points, states_at
+from ._state import leaf_name
 
 
 _SEGMENTS = 8
@@ -30,6 +32,24 @@ def jumps(cycle: Cycle, c: Points) -> bool:
     found = cycle.evolution, states_at(finest, c, points), states_at(finest, c, points + 1)
     evolution, low, high = local(found, cycle.mesh)
     return bool(np.max(np.asarray(_remaining(evolution, low, high, points * finest.factor))) > _tolerated(low)[0])
+
+
+def rounds(first: PyTree[Array], last: PyTree[Array]) -> str:
+    """A sentence that names the leaves of fewer than 32 bits that have moved between these states; "" if there are none.
+
+    Each step rounds them to two or three digits, and that jumps as the state changes.
+    """
+    names = [
+        f"{leaf_name(path)} ({x.dtype})"
+        for (path, x), y in zip(tree_leaves_with_path(first), jax.tree.leaves(last), strict=True)
+        if jnp.finfo(x.dtype).bits < 32 and not np.array_equal(np.asarray(x), np.asarray(y))
+    ]
+    if not names:
+        return ""
+    return (
+        f"Every step rounds {', '.join(names)}, and so jumps by more than the tolerance as the state changes: keep that in "
+        "float32 (accumulator_dtype or mu_dtype of an Optax transformation), or take the steps one after the other"
+    )
 
 
 def _tolerated(u) -> tuple[float, int]:

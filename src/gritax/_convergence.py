@@ -46,7 +46,7 @@ def require_tolerance(tolerance: float | None) -> None:
 
 
 def least_precise(floating: PyTree[Array]) -> jnp.dtype:
-    """The floating dtype with the fewest digits: it sets the rounding floor."""
+    """The floating dtype with the fewest digits."""
     return max((leaf.dtype for leaf in jax.tree.leaves(floating)), key=lambda dtype: float(jnp.finfo(dtype).eps))
 
 
@@ -70,7 +70,8 @@ class Verdict:
 class Monitor:
     """Watches the residuals of one attempt against the tolerance. `can_refine`: finer coarse steps could be tried.
 
-    Without a tolerance of the caller's, `aim` is that of the relative residual and of the final parameters.
+    `dtype` is that of the least precise parameters that are solved for. Without a tolerance of the caller's, `aim` is that of
+    the relative residual and of the final parameters.
     """
 
     tolerance: float | None
@@ -96,10 +97,10 @@ class Monitor:
     def _measured(self, norms: Norms) -> tuple[float, float, float, str]:
         """(residual, tolerance, rounding floor, name) in the measure that this solve stops on."""
         if self.tolerance is None:
-            floor = self.eps * norms.relative_scale
+            floor = norms.relative_floor
             # The share of a window in a long run may lie below what can be reached: then as far as the precision goes.
             return norms.relative, max(self.aim, min(DEFAULT_TOLERANCE, _FLOOR_MARGIN * floor)), floor, "relative residual"
-        return norms.residual, self.tolerance, self.eps * norms.scale, "residual"
+        return norms.residual, self.tolerance, norms.floor, "residual"
 
     def unreachable(self, norms: Norms) -> str | None:
         """A warning if rounding alone keeps the residual above the tolerance that the caller named."""
@@ -174,7 +175,7 @@ class Monitor:
         best = min((each for each in self.absolute[1:] if math.isfinite(each)), default=math.inf)
         self.absolute.append(residual)
         allowed = _REFINED if self.can_refine else _DIVERGED
-        if math.isfinite(residual) and residual <= allowed * max(min(best, residual), self.eps * norms.scale):
+        if math.isfinite(residual) and residual <= allowed * max(min(best, residual), norms.floor):
             return None
         when = f"diverged at iteration {iteration}" if iteration else "diverged in the initial guess"
         grew = f"grew to {residual:.3g}" if math.isfinite(residual) else "is not finite"
@@ -192,7 +193,7 @@ class Monitor:
         # What is no parameter (statistics, averages of the weights) counts as well, relative to its size.
         if norms.residual > max(self.aim, _FLOOR_MARGIN * self.eps) * norms.scale:
             return False
-        if norms.relative <= _FLOOR_MARGIN * floor and norms.residual <= _FLOOR_MARGIN * self.eps * norms.scale:
+        if norms.relative <= _FLOOR_MARGIN * floor and norms.residual <= _FLOOR_MARGIN * norms.floor:
             return True
         if len(self.history) < 2:
             return False

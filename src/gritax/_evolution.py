@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -53,7 +54,8 @@ class Evolution:
     constant and is put back before each call of phi.
 
     A coarse correction may turn any floating leaf negative. Those that phi calls nonnegative (second moments) are therefore
-    *stored* as their square roots at the points of a level, and are natural only while phi is applied.
+    *stored* as their square roots at the points of a level, and are natural only while phi is applied. Leaves of fewer than 32
+    bits are stored in float32, since a correction that is rounded to two digits spoils what it passes through.
 
     A pytree whose leaves are the arrays of `phi` and the clocks' table, so that one compiled kernel serves all
     evolutions that differ in their data only.
@@ -61,7 +63,7 @@ class Evolution:
 
     def __init__(self, phi: Phi, state: PyTree):
         data = tuple(leaf for leaf in jax.tree.leaves(phi) if is_data(leaf))
-        self._aux = (_Static(phi, "phi"), _Static(state, "state"), _roots(phi, state), 1)
+        self._aux = (_Static(phi, "phi"), _Static(state, "state"), _forms(phi, state), 1)
         self._children = (data, jax.tree.map(lambda x: x[None], self.split(state)[1]))
 
     def tree_flatten(self):
@@ -122,17 +124,15 @@ class Evolution:
 
     def stored(self, floating: PyTree[Array]) -> PyTree[Array]:
         """The form in which a state is kept at the points of a level, and corrected."""
-        return self._at_roots(jnp.sqrt, floating)
+        return self._changed(lambda form, x: form.stored(x), floating)
 
     def natural(self, stored: PyTree[Array]) -> PyTree[Array]:
         """The form that phi takes."""
-        return self._at_roots(jnp.square, stored)
+        return self._changed(lambda form, x: form.natural(x), stored)
 
-    def _at_roots(self, function, floating):
+    def _changed(self, change, floating):
         leaves, structure = jax.tree.flatten(floating)
-        return jax.tree.unflatten(
-            structure, [function(x) if is_root else x for x, is_root in zip(leaves, self._aux[2], strict=True)]
-        )
+        return jax.tree.unflatten(structure, [change(form, x) for form, x in zip(self._aux[2], leaves, strict=True)])
 
     def advance_stored(self, stored: PyTree[Array], clock: PyTree[Array], start: Array, stride: int):
         """One application of phi from and to the stored form."""
@@ -148,13 +148,37 @@ class Evolution:
             raise ValueError("phi.params(state) has no floating-point array: distances are measured in it.")
         return found
 
+    def trained(self, floating: PyTree[Array]) -> PyTree[Array]:
+        """The leaves that steps are there to move, None for others: `phi.trained(state)` if phi has it, else all of them."""
+        trained = optional(self.phi, "trained")
+        return floating if trained is None else self.split(trained(self.merge(floating, self.clock(jnp.int32(0)))))[0]
 
-def _roots(phi: Phi, state: PyTree) -> tuple[bool, ...]:
-    """For each floating leaf, whether phi calls it nonnegative."""
+    def solved_for(self, floating: PyTree[Array], clock: PyTree[Array]) -> PyTree[Array]:
+        """The leaves whose precision limits the answer: trained ones, or else those in which distances are measured."""
+        return self.params(floating, clock) if optional(self.phi, "trained") is None else self.trained(floating)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a floating leaf is stored: of at least 32 bits, and as its root if phi calls it nonnegative."""
+
+    dtype: jnp.dtype
+    is_root: bool
+
+    def stored(self, x: Array) -> Array:
+        wide = x.astype(jnp.float32) if jnp.finfo(self.dtype).bits < 32 else x
+        return jnp.sqrt(wide) if self.is_root else wide
+
+    def natural(self, x: Array) -> Array:
+        return (jnp.square(x) if self.is_root else x).astype(self.dtype)
+
+
+def _forms(phi: Phi, state: PyTree) -> tuple[_Form, ...]:
+    """The form of each floating leaf."""
     nonnegative = optional(phi, "nonnegative")
     flags = nonnegative(state) if nonnegative else jax.tree.map(lambda _: False, state)
     pairs = zip(jax.tree.leaves(state), jax.tree.leaves(flags), strict=True)
-    return tuple(bool(flag) for leaf, flag in pairs if eqx.is_inexact_array(leaf))
+    return tuple(_Form(leaf.dtype, bool(flag)) for leaf, flag in pairs if eqx.is_inexact_array(leaf))
 
 
 def optional(phi: Phi, name: str) -> Callable | None:

@@ -19,14 +19,17 @@ PROFILE = 512  # points of a profile, at most: as many as a picture can show
 class Norms:
     """Norms of one iterate.
 
-    `scale` and `relative_scale` are those of the states in place of their residuals; `travelled` is the distance of the final
-    parameters from the first, and `moved` the distance from the final parameters of the iterate before, divided by it.
+    `scale` is that of the states in place of their residuals. `floor` and `relative_floor` are what rounding leaves of the
+    residuals, about: the leaves of each dtype, with the rounding of that dtype, are held against what is left of them, and the
+    worst of them decides: a stall in float32 stays one although some other leaf is in bfloat16. `travelled` is the distance of
+    the final parameters from the first; `moved` is that from the final parameters of the iterate before, divided by it.
     """
 
     residual: float
     relative: float
     scale: float
-    relative_scale: float
+    floor: float
+    relative_floor: float
     travelled: float
     moved: float
 
@@ -93,15 +96,20 @@ def measure(
         return evolution.params(u, evolution.clock(start))
 
     def at(given, wanted, start):
-        params_at = lambda stored: params(evolution.natural(stored), start)
-        wanted_params = params_at(wanted)
-        mismatch = norm(_difference(wanted_params, params_at(given)))
-        return norm(_difference(wanted, given)), mismatch, norm(wanted), norm(wanted_params)
+        natural = evolution.natural(wanted)
+        pairs = [(wanted, given, natural)]
+        pairs.append((params(natural, start), params(evolution.natural(given), start), params(natural, start)))
+        return [
+            (norms_by_dtype(_difference(wanted, given), like), norms_by_dtype(wanted, like)) for wanted, given, like in pairs
+        ]
 
     # Padded points are past the end of the clocks' table.
     starts = jnp.minimum(level.layout.index(), level.num_intervals) * level.factor
     found = _at_ends(level, jax.vmap(at)(c, level.layout.arrivals(c, e), starts))
-    residual, mismatch, scale, params_scale = found
+    (residual, scale), (mismatch, params_scale) = found
+    over_points = lambda reduce, by_dtype: {eps: reduce(x) for eps, x in by_dtype.items()}
+    residual, scale = over_points(norm, residual), over_points(norm, scale)
+    params_scale, left = over_points(jnp.max, params_scale), over_points(jnp.max, mismatch)
     end = jnp.int32(level.num_intervals * level.factor)
     first = params(origin, jnp.int32(0))
     last, last_before = params(final, end), params(final_before, end)
@@ -111,9 +119,27 @@ def measure(
         # No distance travelled: zero is zero, any other figure is infinitely large.
         return jnp.where(travelled > 0, x / jnp.where(travelled > 0, travelled, 1), jnp.where(x == 0, x, jnp.inf))
 
-    mismatch, size = relative(jnp.max(mismatch)), relative(jnp.max(params_scale))
+    largest = jnp.max(jax.vmap(norm)(mismatch))
     moved = relative(norm(_difference(last, last_before)))
-    return jnp.stack(jnp.broadcast_arrays(norm(residual), mismatch, norm(scale), size, travelled, moved))
+    floor, relative_floor = _floor(norm(residual), residual, scale), relative(_floor(largest, left, params_scale))
+    found = norm(residual), relative(largest), norm(scale), floor, relative_floor, travelled, moved
+    return jnp.stack(jnp.broadcast_arrays(*found))
+
+
+def norms_by_dtype(tree: PyTree[Array], like: PyTree[Array]) -> dict[float, Array]:
+    """The norm of those leaves that have the same dtype in `like`, by the rounding of that dtype."""
+    leaves: dict[float, list[Array]] = {}
+    for leaf, each in zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True):
+        leaves.setdefault(float(jnp.finfo(each.dtype).eps), []).append(leaf)
+    return {eps: norm(each) for eps, each in leaves.items()}
+
+
+def _floor(residual: Array, left: dict[float, Array], scale: dict[float, Array]) -> Array:
+    """What rounding leaves of `residual`, about, if that of each dtype leaves its share of what is `left`."""
+    rounding = {eps: eps * x for eps, x in scale.items()}
+    ratios = [jnp.where(left[eps] > 0, left[eps] / rounding[eps], 0).astype(residual.dtype) for eps in left]
+    worst = jnp.max(jnp.stack(ratios))
+    return jnp.where(worst > 0, residual / worst, norm(rounding))
 
 
 @per_level((None, None), c="intervals", e="intervals")

@@ -59,7 +59,7 @@ class Sensitivity:
         return self._follow(evolution, after, twin, length)
 
     def _changed(self, evolution, floating, after) -> tuple[PyTree[Array], float]:
-        direction = _irregular(evolution, floating, after) if self.direction is None else self.direction
+        direction = _begun(evolution, floating, after) if self.direction is None else self.direction
         changed, length = _changed(evolution, floating, direction)
         return changed, float(length)
 
@@ -70,42 +70,41 @@ class Sensitivity:
         return grown if math.isfinite(grown) else math.inf
 
 
-def _trained(evolution, floating):
-    return evolution.phi.split(floating.params)[0]
-
-
-@kernel
-def _irregular(evolution, floating, after):
-    """A change of every trained parameter in proportion to how far it has moved."""
-    trained, others = evolution.phi.split(floating.params)
-    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.subtract, _trained(evolution, after), trained))
+def irregular(evolution: Evolution, before: PyTree[Array], after: PyTree[Array]) -> PyTree[Array]:
+    """A change of every trained leaf in proportion to how far it has moved between these states, both as stored."""
+    moves = jax.tree.map(jnp.subtract, evolution.trained(after), evolution.trained(before))
+    leaves, structure = jax.tree.flatten(moves)
 
     def change(i, moved):
         pattern = jnp.sin(0.4 + 1.7 * i + 1.3 * jnp.arange(moved.size, dtype=jnp.float32)).reshape(moved.shape)
         return moved * pattern.astype(moved.dtype)
 
     changes = jax.tree.unflatten(structure, [change(i, x) for i, x in enumerate(leaves)])
-    nothing = jax.tree.map(jnp.zeros_like, (evolution.stored(floating), others))
-    return nothing[0]._replace(params=eqx.combine(changes, nothing[1]))
+    return eqx.combine(changes, jax.tree.map(jnp.zeros_like, before))
+
+
+@kernel
+def _begun(evolution, floating, after):
+    return irregular(evolution, evolution.stored(floating), evolution.stored(after))
 
 
 @kernel
 def _changed(evolution, floating, direction):
     """(the state changed by the root of the precision along the direction, the length of the change); 0 for no direction."""
-    stored, along = evolution.stored(floating), _trained(evolution, direction)
-    size = norm(jax.tree.map(lambda x, d: jnp.where(d != 0, x, 0), _trained(evolution, stored), along))
+    stored, along = evolution.stored(floating), evolution.trained(direction)
+    size = norm(jax.tree.map(lambda x, d: jnp.where(d != 0, x, 0), evolution.trained(stored), along))
     eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(along))
     length = norm(along)
     share = math.sqrt(eps) * jnp.where(size > 0, size, 1) / jnp.where(length > 0, length, 1)
     changed = jax.tree.map(lambda x, d: x + share.astype(x.dtype) * d, stored, direction)
-    moved = jax.tree.map(jnp.subtract, _trained(evolution, changed), _trained(evolution, stored))
+    moved = jax.tree.map(jnp.subtract, evolution.trained(changed), evolution.trained(stored))
     return evolution.natural(changed), jnp.where(length > 0, norm(moved), 0)
 
 
 @kernel
 def _grown(evolution, after, twin):
     change = jax.tree.map(jnp.subtract, evolution.stored(twin), evolution.stored(after))
-    return change, norm(_trained(evolution, change))
+    return change, norm(evolution.trained(change))
 
 
 @partial(kernel, static_argnums=0)

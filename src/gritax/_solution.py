@@ -89,14 +89,14 @@ class Solution:
     - `depth_by_level`: the part of `depth` that the steps of each level make. What is missing chose coarse steps.
     - `level_seconds`: with `profile=True`, seconds of one more iteration in the programs of each level, one by one.
     - `profile`: with `profile=True`, a `ResidualProfile`: where along the run the residual of each iterate is; else None.
+    - `amplification`: by how much the evolution amplifies a small change of its state, up to the last step, and rounding with
+      it; None where nothing was solved in parallel or the solve did not converge. Its measurement is not in `depth` and `work`.
     - `restarts`: why the solve was started again with shorter coarse steps, if it was. `depth` and `work` count all of it.
 
     Of `gritax.train` also
 
     - `windows`: how the steps were taken, a `WindowReport` each. `residuals` and its like are then of all windows together,
       each with its last iterate once it has ended; `iterations` is the largest number in a window.
-    - `amplification`: by how much training amplifies a small change of the state, from the first window that was solved in
-      parallel on; None where all steps were taken one after the other.
 
     and `history`, `method`, `level_depths`, `depth_by_level`, `level_seconds` and `profile`, of one window each, are empty.
     """

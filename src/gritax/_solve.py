@@ -12,8 +12,10 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from ._adaptation import prepared
+from ._amplification import judged
 from ._arguments import require_steps, require_whole
 from ._attempt import Bounds, Progress as Progress
+from ._batching import difference_when_batched
 from ._convergence import ConvergenceError, require_tolerance
 from ._evolution import Phi, evaluations, optional
 from ._guess import InitialGuess, proposed_guess, require_known_guess
@@ -91,7 +93,9 @@ def solve(
     **Returns** a `Solution`.
 
     Raises `ValueError` for an argument that cannot be used, before any long work. Warns once if convergence is slow because the
-    training step is discontinuous.
+    training step is discontinuous, and if the evolution amplifies rounding beyond 1e-6 of the distance travelled (in float32,
+    100 roundings). Where rounding is amplified so much that the residual says nothing of the final state, the solve has not
+    converged, and says so.
 
     Schroder 2017, arXiv 1708.02276, Algorithm 1.
 
@@ -119,13 +123,17 @@ def solve(
 
     def solved(phi, state, exactly):
         evolution, floating, clock = validated(prepared(phi, num_steps), state, num_steps)
+        if difference := difference_when_batched(evolution, floating, clock, num_steps):
+            raise ValueError(
+                f"phi: {difference}. Or take the steps one after the other, by gritax.solve_serial or gritax.train."
+            )
         guess = proposed_guess(phi, method) if initial_guess is None else initial_guess
         require_known_guess(guess, evolution.merge(floating, clock))
         keep = None
         if asked_for:
             state, means = evolution.merge(floating, clock), str(method and replace(method, lanes=None))
             asked = {"num_steps": num_steps, "method": means, "origin": digest(state), **beginning(evolution, floating, clock)}
-            keep = Iterates(*asked_for, mesh, asked, (floating, clock))
+            keep = Iterates(*asked_for, mesh, asked, (floating, clock), evolution.stored(floating))
         recording = Recording() if profile else None
         window = solve_window(
             evolution,
@@ -160,7 +168,8 @@ def solve(
 
 
 def _solution(window: Window, num_steps: int, save_every: int | None, recording: Recording | None) -> Solution:
-    evolution, hierarchy, reports, verdict = window.evolution, unshared(window.hierarchy), window.reports, window.verdict
+    evolution, hierarchy, reports = window.evolution, unshared(window.hierarchy), window.reports
+    verdict, grown = judged(window)
     points = cache(window.collected)
     if is_of_several_processes(window.mesh):
         points()  # all processes take part in it: later one may ask for losses by itself
@@ -185,6 +194,7 @@ def _solution(window: Window, num_steps: int, save_every: int | None, recording:
         exact_steps=reports[-1].exact_steps,
         coarse_steps=window.adaptation.coarse_steps,
         restarts=tuple(window.adaptation.restarts),
+        amplification=grown and grown.growth,
         states=None if save_every is None else saved_states(hierarchy[0], evolution, points(), save_every),
         _depth_by_lanes=window.cost.by_lanes,
         _losses=None if optional(evolution.phi, "loss_at") is None else lambda: losses(hierarchy[0], evolution, points()),

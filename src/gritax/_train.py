@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 
 from ._arguments import require_steps, require_whole
 from ._attempt import Progress
+from ._batching import difference_when_batched
 from ._clocks import dependence
 from ._convergence import DEFAULT_TOLERANCE, ConvergenceError, require_tolerance
 from ._evolution import Evolution
@@ -125,7 +126,9 @@ def train(
     longest = min(window or most_steps(floating), num_steps)
     pace = keeper and keeper.resumed(run)
     require_agreement(mesh, run.done)
-    if pace is None and (refusal := dependence(evolution, floating, clock)):
+    if pace is None and (
+        refusal := dependence(evolution, floating, clock) or difference_when_batched(evolution, floating, clock, num_steps)
+    ):
         pace = OneByOne(refusal.removesuffix("."), TABLE)
     elif pace is None and goal == "depth":
         pace = InWindows(longest)

@@ -123,6 +123,8 @@ class Epochs(eqx.Module):
         """
         require_whole("num_steps", num_steps, 1)
         require_whole("first", first, 0)
+        if first + num_steps >= 2**31:
+            raise ValueError(f"first + num_steps is {first + num_steps}, but steps are counted in int32, below 2^31.")
         if self.key is None or self._covers(num_steps, first) or num_steps * self.batch_size >= 2**31:
             return self
         epoch, position = divmod(first * self.batch_size, self._used)
@@ -140,7 +142,16 @@ class Epochs(eqx.Module):
         examples = jnp.arange(self.num_examples, dtype=jnp.int32)
         if self.key is None:
             return examples
-        return jax.random.permutation(jax.random.fold_in(self.key, epoch), examples)
+
+        def order(epoch):
+            return jax.random.permutation(jax.random.fold_in(self.key, epoch), examples)
+
+        # Keys of other kinds draw other numbers for many epochs at once than for one.
+        return order(epoch) if _is_threefry(self.key) else jax.custom_batching.sequential_vmap(order)(epoch)
+
+
+def _is_threefry(key: Array) -> bool:
+    return str(jax.random.key_impl(key)) == "threefry2x32"
 
 
 @eqx.filter_jit

@@ -40,8 +40,10 @@ class Iterates:
     is not to be resumed.
     """
 
-    def __init__(self, path: str | os.PathLike, resume: bool, mesh: Mesh | None, asked: dict[str, Any], state: tuple):
-        self._ocp, self._mesh, self._asked, self._state = _orbax(), mesh, asked, state
+    def __init__(
+        self, path: str | os.PathLike, resume: bool, mesh: Mesh | None, asked: dict[str, Any], state: tuple, stored: PyTree
+    ):
+        self._ocp, self._mesh, self._asked, self._state, self._stored = _orbax(), mesh, asked, state, stored
         self.path = directory(path).absolute()
         self._manager = self._opened()
         places = sorted(self._manager.all_steps(), reverse=True)
@@ -126,7 +128,7 @@ class Iterates:
             shape = (places["total"], *x.shape)
             return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding) if sharding and x.size else np.empty(shape, x.dtype)
 
-        return jax.tree.map(like, self._state[0])
+        return jax.tree.map(like, self._stored)
 
     def _at_points(self, count: int) -> PyTree[Array]:
         """What states that phi was shown look like."""

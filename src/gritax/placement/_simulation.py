@@ -60,7 +60,8 @@ def tasks(cycle: Cycle, u0: PyTree) -> list[Task]:
     finest = cycle.hierarchy[0]
 
     def stored(count):
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), u0)
+        state = jax.eval_shape(cycle.evolution.stored, u0)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), state)
 
     def iteration(c, e, final):
         c, e, final = cycle.relax_finest(c, arrived(finest, c), 1)

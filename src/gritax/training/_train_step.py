@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, PyTree, Scalar
 
@@ -110,10 +111,19 @@ class TrainStep(eqx.Module):
         For a window of a longer run. The programs are the same for all of them.
         """
         require_whole("num_steps", num_steps, 0)
+        if not isinstance(self.first, Tracer) and int(self.first) + int(num_steps) >= 2**31:
+            raise ValueError(
+                f"num_steps: step {int(self.first) + int(num_steps)} cannot be counted: steps are int32, below 2^31."
+            )
         return eqx.tree_at(lambda step: step.first, self, self.first + jnp.int32(num_steps))
 
     def params(self, state: TrainState) -> PyTree:
         return state.params
+
+    def trained(self, state: TrainState) -> TrainState:
+        """The parameters that are trained, with None for every other leaf of the state."""
+        nothing = lambda tree: jax.tree.map(lambda _: None, tree)
+        return TrainState(self.split(state.params)[0], nothing(state.opt_state), nothing(state.stats))
 
     def __call__(self, state: TrainState, start: Array, stride: int) -> TrainState:
         if not isinstance(state, TrainState):

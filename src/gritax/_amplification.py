@@ -1,0 +1,150 @@
+"""The growth of a small change along an evolution: where rounding is amplified, a small residual says nothing of the end."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ._convergence import DEFAULT_TOLERANCE, Verdict, least_precise
+from ._correction import keep_exact
+from ._cycle import Cycle
+from ._evolution import Evolution
+from ._hierarchy import Level
+from ._kernel import per_level
+from ._layout import local, replicated
+from ._norms import norm
+from ._points import Points, arrived, states_at
+from ._sensitivity import irregular
+from ._serial import advance
+from ._warning import warn
+from ._window import Window
+
+
+# The change is far above rounding. Where rounding is amplified to a ten-thousandth of the distance travelled, the change is as
+# large as a tenth of it: no longer small, so that it grows less than rounding does, and the figure is no bound.
+_ROUNDINGS = 2**10
+_TOO_LARGE = 1e-4
+# A change that oscillates is small for a moment: its length at a point is the largest at so many points on either side.
+_ENVELOPE = 4
+_LEAST = 100.0  # roundings
+
+
+@dataclass(frozen=True)
+class Amplification:
+    """`growth` of a small change to the end of the run, and `rounding`, grown as much, in units of the distance travelled.
+
+    `eps` is the rounding of the parameters.
+    """
+
+    growth: float
+    rounding: float
+    eps: float
+
+    @property
+    def least_error(self) -> float:
+        """What may be asked for in this precision."""
+        return max(DEFAULT_TOLERANCE, _LEAST * self.eps)
+
+
+def judged(window: Window) -> tuple[Verdict, Amplification | None]:
+    """(the verdict of a solve, unless amplified rounding has spoilt what it says has converged; the amplification).
+
+    Warns where rounding grows beyond what is asked for. Where the figure is no bound any more, the steps are taken one after
+    the other, which tells.
+    """
+    if not window.verdict.converged:
+        return window.verdict, None
+    found = amplification(window)
+    if found.rounding <= found.least_error:
+        return window.verdict, found
+    sentence = (
+        f"the evolution amplifies a small change of its state {found.growth:.2g}-fold, and so rounding to {found.rounding:.1g} "
+        "of the distance travelled"
+    )
+    cure = f"Lower the learning rate{', use float64' * (found.eps > 1e-12)} or take fewer steps"
+    if found.rounding > _TOO_LARGE and (error := _error(window)) > found.least_error:
+        return Verdict(
+            False,
+            f"not converged: {sentence} or more. The final state is {error:.2g} of that distance from the one that steps taken "
+            f"one after the other end in here, and on another machine these would end elsewhere too. {cure}",
+        ), found
+    warn(f"{sentence}: on another machine, serial steps would agree with the final state no better than that. {cure}.")
+    return window.verdict, found
+
+
+def _error(window: Window) -> float:
+    """The distance of the final state from that of serial steps, in units of the distance that these travel."""
+    evolution, finest = window.evolution, window.hierarchy[0]
+    first = evolution.natural(local(states_at(finest, window.c, np.int32(0)), window.mesh))
+    final, clock = advance(evolution, first, evolution.clock(jnp.int32(0)), np.int32(finest.size))
+    params = [evolution.solved_for(state, clock) for state in (window.final, final, first)]
+    apart, travelled = (float(norm(jax.tree.map(jnp.subtract, params[i], params[1]))) for i in (0, 2))
+    return apart / travelled if math.isfinite(apart) and travelled > 0 else math.inf
+
+
+def amplification(window: Window) -> Amplification:
+    """Measures it, by one more correction of the iterate and of a twin whose state after the first interval is changed.
+
+    The correction carries the change along all levels, about the states that were solved for (Benettin and others 1980,
+    Meccanica 15, 9). Rounding enters everywhere, so of all C-points the one from which the change grows most decides. These
+    two corrections, without relaxation of the finest level, are not in the cost of the solve.
+    """
+    finest, evolution = window.hierarchy[0], replicated(window.evolution, window.mesh)
+    cycle = Cycle(evolution, window.hierarchy, window.method)
+    c, e = window.c, window.e
+    if len(window.hierarchy) == 1:
+        twin, arrivals, _ = cycle.relax_finest(first := change_first(finest, evolution, c, e, c), arrived(finest, first), 1)
+        plain, twin = (keep_exact(finest, x, x, y, np.int32(1)) for x, y in ((c, e), (twin, arrivals)))
+    else:
+        changed = change_first(finest, evolution, c, e, e)
+        plain, twin = (cycle.correct(finest, c, each, 1, window.method.cycle) for each in (e, changed))
+    lengths, size, travelled = map(np.asarray, _lengths(finest, evolution, plain, twin))
+    eps = float(jnp.finfo(least_precise(evolution.solved_for(window.final, window.last_clock))).eps)
+    lengths = np.trim_zeros(lengths, "f")  # the change begins at the first C-point, or at the second
+    if not lengths.size:
+        return Amplification(0.0, 0.0, eps)
+    width = min(_ENVELOPE, len(lengths) // 8)
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(lengths, width), 2 * width + 1).max(axis=1)
+    # A change that has shrunk to nothing begins again with the next rounding.
+    least = max(float(around.min()), eps * float(size) / 4)
+    growth = float(lengths[-1 - width :].max()) / least if least > 0 else 0.0
+    moves = float(travelled) > _LEAST * eps * float(size)
+    return Amplification(growth, growth * eps * float(size) / float(travelled) if moves else 0.0, eps)
+
+
+@per_level("intervals", c="intervals", e="intervals", values="intervals")
+def change_first(level: Level, evolution: Evolution, c: Points, e: Points, values: Points) -> Points:
+    """`values`, of C-points or arrivals, with the first of them changed by 2^10 roundings, irregularly along what has moved."""
+    c = level.layout.arrivals(c, e)
+    first, last = level.layout.at(c, 0), level.layout.at(c, level.num_intervals)
+    change = irregular(evolution, first, last)
+    size, length = norm(evolution.trained(last)), norm(change)
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(evolution.trained(evolution.natural(last))))
+    share = _ROUNDINGS * eps * jnp.where(length > 0, size / jnp.where(length > 0, length, 1), 0)
+
+    def begin(x, change):
+        is_first = level.layout.index()[: len(x)] == 0
+        return jnp.where(jax.lax.expand_dims(is_first, range(1, x.ndim)), x + share.astype(x.dtype) * change[None], x)
+
+    return jax.tree.map(begin, values, change)
+
+
+@per_level((None, None, None), c="intervals", twin="intervals")
+def _lengths(level: Level, evolution: Evolution, c: Points, twin: Points) -> tuple[Array, Array, Array]:
+    """(distance between the two at each C-point, size of the last state, its distance from the first)."""
+    c, twin = level.layout.collected((c, twin))
+
+    def params(stored, point):
+        return evolution.solved_for(evolution.natural(stored), evolution.clock(point * level.factor))
+
+    def apart(x, y):
+        return norm(jax.tree.map(jnp.subtract, x, y))
+
+    points = jnp.arange(level.num_intervals + 1, dtype=jnp.int32)
+    between = jax.vmap(lambda x, y, k: apart(params(x, k), params(y, k)))
+    at = lambda k: params(jax.tree.map(lambda x: x[k], c), jnp.int32(k))
+    last = at(level.num_intervals)
+    return between(c, twin, points), norm(last), apart(last, at(0))
