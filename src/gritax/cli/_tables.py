@@ -1,14 +1,14 @@
 """`gritax tables`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 from rich.console import Console
 
 from .. import experiments
 from .._arguments import require_whole
-from ._report import CONVERGED, require_seed, require_writable, write_json
+from ._files import Perhaps, require_writable
+from ._report import CONVERGED, require_seed, write_json
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Tables:
     """Leave out rows with more steps."""
     seed: int = 1
     """Seed of the initial weights (that of the paper is not stated)."""
-    json: Path | None = None
+    json: Perhaps = None
     """Write the rows to this file as well, replacing it."""
 
     def run(self, console: Console) -> int:
