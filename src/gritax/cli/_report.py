@@ -73,11 +73,6 @@ def _figures(comparison: Comparison, predicted: Spectrum | None) -> dict[str, An
     return {**figures(comparison.solution, predicted), **beside, "sentence": comparison.sentence}
 
 
-def require_seed(seed: int) -> None:
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"--seed must be a whole number from 0 to {2**32 - 1:,}, not {seed}.")
-
-
 def write_json(path: Path, content: dict[str, Any]) -> None:
     if not is_first():
         return

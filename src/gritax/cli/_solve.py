@@ -8,12 +8,12 @@ import tyro
 from rich.console import Console
 
 from .. import problems
-from .._arguments import require_whole
+from .._arguments import require_seed, require_whole
 from .._convergence import require_tolerance
 from .._hierarchy import Multigrid
 from ..coarse import RescaledRate, Tangent
 from ._files import Perhaps, require_writable
-from ._report import compared, one_or_many, require_seed
+from ._report import compared, one_or_many
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Solve:
     """Write the results to this file as well, replacing it: gritax report makes a page of it."""
 
     def run(self, console: Console) -> int:
-        require_seed(self.seed)
+        require_seed("--seed", self.seed)
         require_whole("--steps", self.steps, 1)
         if self.levels is not None:
             require_whole("--levels", self.levels, 1)

@@ -92,5 +92,5 @@ def paper_potential_speedup(num_steps: int, iterations: int, cycle: Literal["V",
         raise ValueError(f"the paper's count needs at least 2 levels, not {levels}.")
     if cycle not in ("V", "F"):
         raise ValueError(f'cycle must be "V" or "F", not {cycle!r}.')
-    first = levels if cycle == "V" else 2
-    return num_steps / (iterations * sum(17 + 8 * (k - 2) for k in range(first, levels + 1)))
+    coarse = levels - 1
+    return num_steps / (iterations * (8 * coarse + 9 if cycle == "V" else (4 * coarse + 13) * coarse))

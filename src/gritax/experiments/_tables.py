@@ -7,6 +7,7 @@ from numbers import Real
 
 import jax.numpy as jnp
 
+from .._arguments import require_steps
 from .._hierarchy import Multigrid
 from .._solve import solve
 from ..coarse import RescaledRate
@@ -48,6 +49,7 @@ def run_row(table: PaperTable, num_steps: int, *, seed: int = 1, max_iterations:
     """
     if not isinstance(table, PaperTable):
         raise ValueError(f"table must be a PaperTable, such as gritax.experiments.paper_table(1), not {table!r}.")
+    require_steps(num_steps)
     if jnp.zeros(0).dtype != jnp.float64:
         raise ValueError('the paper\'s tolerance needs float64: call jax.config.update("jax_enable_x64", True) first.')
     problem = _problem(table, seed)
