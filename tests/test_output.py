@@ -106,8 +106,9 @@ def test_options_that_do_not_fit_are_refused_in_a_line(arguments, told, capsys):
 
 
 def test_a_page_by_pipes_alone(run):
+    (run.parent / "-").touch()  # which is meant by no -
     command = [sys.executable, "-m", "gritax", "report", "-", "--output", "-"]
-    done = subprocess.run(command, input=run.read_bytes(), capture_output=True)
+    done = subprocess.run(command, input=run.read_bytes(), capture_output=True, cwd=run.parent)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode() == gritax.reporting.page(json.loads(run.read_text()))
 

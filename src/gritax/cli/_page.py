@@ -30,7 +30,7 @@ class Report:
     """Write the page to this file, replacing it; - is standard output."""
 
     def run(self, console: Console) -> int:
-        if self.output.exists() and self.run_file.exists() and self.output.samefile(self.run_file):
+        if self.output != STANDARD and self.output.exists() and self.run_file.exists() and self.output.samefile(self.run_file):
             raise ValueError(f"--output {self.output} is the run itself: name another file.")
         require_writable(self.output, "--output")
         run = _read(self.run_file)
