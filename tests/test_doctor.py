@@ -60,7 +60,7 @@ def test_without_the_optional_packages(monkeypatch, capsys):
         main(["doctor"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert "not installed (for checkpoint=: pip install 'gritax[checkpoints]')" in shown
+    assert "not installed (for checkpoint=: pip install orbax-checkpoint)" in shown
     assert "jaxlib                 not known" in shown
 
 

@@ -34,6 +34,14 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("part", ["README.md", "src", "docs", "examples", "benchmarks"])
+def test_nothing_is_installed_by_a_name_that_no_index_has(part):
+    """A folder has extras; gritax itself is in no index."""
+    for page in [_ROOT / part, *(_ROOT / part).rglob("*")]:
+        if page.suffix in (".py", ".md"):
+            assert not re.search(r"pip install \W?gritax", page.read_text(encoding="utf-8")), page
+
+
 @pytest.mark.parametrize("page", ["start.md"])
 def test_commands_run(page):
     environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}

@@ -194,7 +194,7 @@ def test_levels_that_phi_proposes_now(tmp_path):
 
 def test_without_orbax_nothing_is_begun(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
-    with pytest.raises(ImportError, match=r"pip install 'gritax\[checkpoints\]'"):
+    with pytest.raises(ImportError, match="needs orbax-checkpoint, which is not installed: pip install orbax-checkpoint"):
         gritax.solve(lambda u, start, stride: u / 2, 1.0, 10, checkpoint=tmp_path)
 
 

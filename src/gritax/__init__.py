@@ -3,7 +3,14 @@
 import importlib.metadata as _metadata
 import logging as _logging
 
-from . import data as data, experiments as experiments, placement as placement, problems as problems, reporting as reporting
+from . import (
+    data as data,
+    experiments as experiments,
+    placement as placement,
+    problems as problems,
+    progress as progress,
+    reporting as reporting,
+)
 from ._affine import AffineStep as AffineStep, LowRank as LowRank
 from ._check import check as check
 from ._convergence import ConvergenceError as ConvergenceError

@@ -22,6 +22,12 @@ def require_steps(num_steps) -> None:
         raise ValueError(f"num_steps must be below 2^31, since steps are counted in int32; {num_steps} is not.")
 
 
+def require_seed(name: str, seed) -> None:
+    """Raises ValueError unless NumPy and JAX can begin their random numbers with `seed`."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**32:
+        raise ValueError(f"{name} must be a whole number from 0 to {2**32 - 1:,}, not {seed!r}.")
+
+
 def require_key(key, otherwise: str = "") -> None:
     """Raises ValueError unless `key` is None or one JAX random key; `otherwise` ends the sentence that says what to pass."""
     if key is None:

@@ -80,7 +80,7 @@ def solve(
       what phi proposes, else `"graded"`.
     - `save_every`: keep the states after every so many steps, in `Solution.states`.
     - `checkpoint`: a directory for the iterates, each kept once it is computed, the last two of them, by orbax-checkpoint
-      (`pip install 'gritax[checkpoints]'`). Each device keeps its own C-points.
+      (`pip install orbax-checkpoint`). Each device keeps its own C-points.
     - `resume`: go on from the newest whole iterate in that directory, on these devices or on others, or begin if there is none;
       iterations and weights are those of an uninterrupted solve. A path stands for `checkpoint=path, resume=True`.
     - `throw`: raise `ConvergenceError`, with the solution in its `solution`, if the tolerance is not reached.

@@ -15,6 +15,7 @@ from ._evolution import Evolution
 from ._hierarchy import Hierarchy, Multigrid
 from ._kernel import kernel
 from ._modes import predicted, transfer
+from ._optional import needs
 from ._validation import validated
 from .coarse._curvature import SPAN, largest_kappas
 from .coarse._slow import memory
@@ -75,13 +76,13 @@ class Spectrum:
     def plot(self, axes: Any = None) -> Any:
         """The factors over the spectrum where the run is stiffest, on these Matplotlib axes or new ones, which it returns.
 
-        Raises `ImportError` without Matplotlib, which `pip install gritax[plots]` brings.
+        Raises `ImportError` without Matplotlib.
         """
         if axes is None:
             try:
                 from matplotlib import pyplot
             except ImportError as error:
-                raise ImportError("Spectrum.plot needs Matplotlib: pip install gritax[plots].") from error
+                raise needs("Spectrum.plot", "matplotlib") from error
             axes = pyplot.subplots(layout="constrained")[1]
         stiffest = int(np.argmax(self.factors.max(axis=1)))
         x = self.curvatures[stiffest]

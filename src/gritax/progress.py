@@ -17,7 +17,7 @@ class Lines(Progress):
 
     - `console`: where to; standard output if not given.
 
-    >>> import gritax, gritax.progress
+    >>> import gritax
     >>> solution = gritax.solve(lambda u, start, stride: 0.9**stride * u, 1.0, 40, progress=gritax.progress.Lines())
      level   steps   stride   factor   relaxation
     ──────────────────────────────────────────────
@@ -29,6 +29,8 @@ class Lines(Progress):
     _COLUMNS = (("iteration", 9), ("residual", 10), ("factor", 8), ("exact steps", 11), ("elapsed", 9))
 
     def __init__(self, console: Console | None = None):
+        if console is not None and not isinstance(console, Console):
+            raise ValueError(f"console must be a rich.console.Console, such as Console(stderr=True), not {console!r}.")
         self.console = console or Console(highlight=False, soft_wrap=True)
 
     def begin(self, hierarchy: Hierarchy) -> None:
@@ -70,7 +72,7 @@ class Live(Lines):
 
     Where output is piped it is `Lines`. Use it as a context, which leaves the terminal in order whatever happens:
 
-    >>> import gritax, gritax.progress
+    >>> import gritax
     >>> with gritax.progress.Live() as progress:
     ...     solution = gritax.solve(lambda u, start, stride: 0.9**stride * u, 1.0, 40, progress=progress)
      level   steps   stride   factor   relaxation

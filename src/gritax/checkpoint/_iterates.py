@@ -18,6 +18,7 @@ from .._guess import own
 from .._hierarchy import Level
 from .._keeping import Iterate
 from .._layout import AXIS, Layout, replicated
+from .._optional import needs
 from .._points import Points
 from .._sharing import count, require_agreement
 from ._arrays import from_arrays, to_arrays
@@ -195,4 +196,4 @@ def _orbax() -> Any:
     try:
         return importlib.import_module("orbax.checkpoint")
     except ImportError as error:
-        raise ImportError("checkpoint of gritax.solve needs orbax-checkpoint: pip install 'gritax[checkpoints]'.") from error
+        raise needs("checkpoint of gritax.solve", "orbax-checkpoint") from error

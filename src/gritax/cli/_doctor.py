@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,18 +14,20 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
+from .._optional import installing
 from .._serial import solve_serial
 from .._solve import solve
 from ..placement._processes import launched
+from ._files import STANDARD, write
 
 
 WORKS, FAILS = 0, 1
 
 _PACKAGES = ("gritax", "jax", "jaxlib", "optax", "equinox", "numpy")
 _OPTIONAL = {
-    "orbax-checkpoint": "for checkpoint=: pip install 'gritax[checkpoints]'",
-    "scikit-learn": "for digits and diabetes: pip install 'gritax[datasets]'",
-    "matplotlib": "for Spectrum.plot: pip install 'gritax[plots]'",
+    "orbax-checkpoint": f"for checkpoint=: {installing('orbax-checkpoint')}",
+    "scikit-learn": f"for digits and diabetes: {installing('scikit-learn')}",
+    "matplotlib": f"for Spectrum.plot: {installing('matplotlib')}",
     "flax": "not needed; its modules can be trained",
     "torch": "not needed",
 }
@@ -66,7 +67,7 @@ class Doctor:
             "solve": _tried(_solve),
         }
         if self.json:
-            sys.stdout.write(json.dumps(found, indent=2) + "\n")
+            write(STANDARD, json.dumps(found, indent=2) + "\n")
         else:
             _show(console, found)
         failed = any(isinstance(value, dict) and "error" in value for value in (found["solve"], found["jax"]["devices"]))

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import tyro
 from rich.console import Console
 
-from .._arguments import require_whole
-from ..placement._processes import LOOPBACK, TIMEOUT, environment
+from ..placement._processes import LOOPBACK, TIMEOUT, environment, require_count
+from ._guard import guarded
 from ._supervision import Member, caught_signals, end_all, supervise
 
 
@@ -40,16 +40,17 @@ class Launch:
 
     def run(self, console: Console) -> int:
         for name in ("processes", "devices", "timeout"):
-            require_whole(f"--{name}", getattr(self, name), 1)
+            require_count(f"--{name}", getattr(self, name), 1)
         cores = _cores(self.processes) if self.pin else [None] * self.processes
         command = _found(self.command)
         coordinator = f"{LOOPBACK}:{_free_port()}"
         members: list[Member] = []
-        with caught_signals() as signals:
+        with caught_signals() as signals, guarded() as tell:
             try:
                 for process, own in enumerate(cores):
                     told = self._environment() | environment(coordinator, self.processes, process, LOOPBACK, self.timeout)
                     members.append(_started(command, told, process, own))
+                    tell(members[-1].popen.pid)
                 return supervise(members, signals, self.timeout)
             finally:
                 end_all(members)

@@ -1,7 +1,6 @@
 """`gritax report`."""
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ import tyro
 from rich.console import Console
 
 from ..reporting import page
-from ._report import CONVERGED, require_writable
+from ._files import STANDARD, Named, require_writable, write
+from ._report import CONVERGED
 
 
 @dataclass
@@ -24,34 +24,30 @@ class Report:
     Exit status: 0, or 2 bad arguments.
     """
 
-    run_file: tyro.conf.Positional[Path]
-    """What --json wrote."""
-    output: Path | None = None
-    """Write the page to this file, replacing it; without it the page goes to standard output."""
+    run_file: tyro.conf.Positional[Named]
+    """What --json wrote; - is standard input."""
+    output: Named = STANDARD
+    """Write the page to this file, replacing it; - is standard output."""
 
     def run(self, console: Console) -> int:
-        if self.output is not None and self.output.exists() and self.run_file.exists() and self.output.samefile(self.run_file):
+        if self.output != STANDARD and self.output.exists() and self.run_file.exists() and self.output.samefile(self.run_file):
             raise ValueError(f"--output {self.output} is the run itself: name another file.")
         require_writable(self.output, "--output")
         run = _read(self.run_file)
         try:
             html = page(run)
-        except (KeyError, TypeError, IndexError, AttributeError, ArithmeticError, ValueError) as error:
-            raise ValueError(
-                f"{self.run_file}: not as gritax solve or gritax train wrote it ({type(error).__name__}: {error}). Name "
-                "one that they wrote with --json."
-            ) from error
-        if self.output is None:
-            sys.stdout.buffer.write(html.encode())
-        else:
-            self.output.write_text(html, encoding="utf-8")
+        except ValueError as error:
+            raise ValueError(f"{self.run_file}: not as gritax solve or gritax train wrote it: {error}") from error
+        write(self.output, html, "--output")
+        if self.output != STANDARD:
             console.print(f"wrote {self.output}")
         return CONVERGED
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        with open(0 if path == STANDARD else path, encoding="utf-8-sig", closefd=path != STANDARD) as file:
+            return json.load(file)
     except OSError as error:
         raise ValueError(
             f"{path}: {error.strerror}. Name a file that gritax solve or gritax train wrote with --json."

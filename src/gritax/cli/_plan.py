@@ -1,7 +1,6 @@
 """`gritax plan`."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
@@ -11,7 +10,8 @@ from ..coarse import named
 from ..placement import mesh
 from ..planning import DEVICES, plan
 from ..reporting import plain
-from ._report import CONVERGED, require_writable, write_json
+from ._files import Perhaps, require_writable
+from ._report import CONVERGED, write_json
 from ._training import Training
 
 
@@ -30,7 +30,7 @@ class Plan(Training):
     """Coarse steps; "auto" takes those that promise the least time here."""
     window: int | None = None
     """Steps that are solved at once; all of them if not given."""
-    json: Path | None = None
+    json: Perhaps = None
     """Write the plan to this file as well, replacing it."""
 
     def run(self, console: Console) -> int:

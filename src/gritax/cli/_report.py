@@ -19,13 +19,15 @@ from ..placement import is_first, mesh
 from ..problems import Problem
 from ..progress import Live
 from ..reporting import figures, plain
+from ._files import write
 
 
 CONVERGED, BAD_ARGUMENTS, NOT_CONVERGED = 0, 2, 3
-STANDARD_OUTPUT = Path("-")
 
 
-def one_or_many(values: tuple[int, ...]) -> int | tuple[int, ...]:
+def one_or_many(values: tuple[int, ...] | None, otherwise: int) -> int | tuple[int, ...]:
+    if values is None:
+        return otherwise
     return values[0] if len(values) == 1 else values
 
 
@@ -71,41 +73,13 @@ def _figures(comparison: Comparison, predicted: Spectrum | None) -> dict[str, An
     return {**figures(comparison.solution, predicted), **beside, "sentence": comparison.sentence}
 
 
-def require_writable(path: Path | None, option: str = "--json", resume: Path | None = None) -> None:
-    """Raises `ValueError` before long work. A file is opened, for of all rights only that tells, and left as it is."""
-    if path is None or path == STANDARD_OUTPUT or not is_first():
-        return
-    if resume is not None and path.resolve() == resume.resolve():
-        raise ValueError(f"{option} and --resume are both {path}: name a file and another directory.")
-    exists = path.exists()
-    try:
-        if exists and not (path.is_file() or path.is_dir()) and os.access(path, os.W_OK):
-            return  # a pipe, whose reader would take the first closing for the end
-        with path.open("a"):
-            pass
-        if not exists:
-            path.unlink()
-    except OSError as error:
-        raise ValueError(
-            f"{option} {path}: no file can be written there ({error.strerror}). Name a file in a folder that exists."
-        ) from error
-
-
-def require_seed(seed: int) -> None:
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"--seed must be a whole number from 0 to {2**32 - 1:,}, not {seed}.")
-
-
 def write_json(path: Path, content: dict[str, Any]) -> None:
     if not is_first():
         return
+    command = shlex.join(["gritax", *sys.argv[1:]])
     made_by = {
-        "command": shlex.join(["gritax", *sys.argv[1:]]),
+        "command": command.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),  # names may be no UTF-8
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.default_backend()}",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("gritax", "jax", "numpy")}},
     }
-    text = json.dumps(made_by | content, indent=2) + "\n"
-    if path == STANDARD_OUTPUT:
-        sys.stdout.write(text)
-    else:
-        path.write_text(text, encoding="utf-8")
+    write(path, json.dumps(made_by | content, indent=2) + "\n")

@@ -1,18 +1,19 @@
 """`gritax solve`."""
 
+import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import tyro
 from rich.console import Console
 
 from .. import problems
-from .._arguments import require_whole
+from .._arguments import require_seed, require_whole
 from .._convergence import require_tolerance
 from .._hierarchy import Multigrid
 from ..coarse import RescaledRate, Tangent
-from ._report import compared, one_or_many, require_seed, require_writable
+from ._files import Perhaps, require_writable
+from ._report import compared, one_or_many
 
 
 @dataclass
@@ -40,28 +41,28 @@ class Solve:
     """At most so many levels."""
     cycle: Literal["V", "F"] | None = None
     """Multigrid cycle; F if not given."""
-    relaxation: tuple[int, ...] = (1,)
-    """FC sweeps before the last F-relaxation (0: F, 1: FCF): one number, or one per level."""
+    relaxation: tuple[int, ...] | None = None
+    """FC sweeps before the last F-relaxation (0: F, 1: FCF): one number, or one per level; 1 if not given."""
     coarse: Literal["rescaled", "naive", "tangent"] = "rescaled"
     """Coarse step: the paper's, learning rate times stride, at most --alpha-max; the same rate on every level; or the
     linearised network's (gritax.Tangent), which chooses a cycle of its own unless one is given."""
-    alpha_max: float = 8.0
-    """Largest learning rate of a coarse step."""
+    alpha_max: float | None = None
+    """Largest learning rate of a rescaled coarse step; 8 if not given."""
     tolerance: float | None = None
     """On the residual, absolute; without it, 1e-6 of the distance that the weights travel."""
     max_iterations: int = 50
     """At most so many iterations."""
     dtype: Literal["float64", "float32"] = "float64"
     """Precision of weights and data."""
-    resume: Path | None = None
-    """Keep the iterates in this directory, and go on from the newest if it has some (pip install 'gritax[checkpoints]')."""
+    resume: Perhaps = None
+    """Keep the iterates in this directory, and go on from the newest if it has some (pip install orbax-checkpoint)."""
     spectrum: bool = False
     """Predict the convergence factor as well, from the curvature along serial training."""
-    json: Path | None = None
+    json: Perhaps = None
     """Write the results to this file as well, replacing it: gritax report makes a page of it."""
 
     def run(self, console: Console) -> int:
-        require_seed(self.seed)
+        require_seed("--seed", self.seed)
         require_whole("--steps", self.steps, 1)
         if self.levels is not None:
             require_whole("--levels", self.levels, 1)
@@ -75,17 +76,20 @@ class Solve:
 
     def _method(self) -> Multigrid | None:
         if self.coarse == "tangent" and self.coarsening is None and self.levels is None and self.cycle is None:
+            if self.relaxation is not None:
+                raise ValueError("--relaxation is for a method of your own: give --coarsening, --levels or --cycle as well.")
             return None
-        factors = (2,) if self.coarsening is None else self.coarsening
-        method = Multigrid(one_or_many(factors), self.levels, cycle=self.cycle or "F", relaxation=one_or_many(self.relaxation))
+        factors, sweeps = one_or_many(self.coarsening, 2), one_or_many(self.relaxation, 1)
+        method = Multigrid(factors, self.levels, cycle=self.cycle or "F", relaxation=sweeps)
         method.hierarchy(self.steps)
         return method
 
     def _coarse_step(self) -> RescaledRate | Tangent:
-        if self.coarse == "tangent":
-            return Tangent()
-        if self.coarse == "naive":
-            return RescaledRate(power=0.0)
-        if not 0 < self.alpha <= self.alpha_max:
-            raise ValueError(f"--alpha must be positive and at most --alpha-max, {self.alpha_max:g}, not {self.alpha:g}.")
-        return RescaledRate(max_factor=self.alpha_max / self.alpha)
+        if self.coarse != "rescaled":
+            if self.alpha_max is not None:
+                raise ValueError(f"--alpha-max is for --coarse rescaled, not for {self.coarse}.")
+            return Tangent() if self.coarse == "tangent" else RescaledRate(power=0.0)
+        most = 8.0 if self.alpha_max is None else self.alpha_max
+        if not 0 < self.alpha <= most or self.alpha == math.inf:
+            raise ValueError(f"--alpha must be positive and at most --alpha-max, {most:g}, not {self.alpha:g}.")
+        return RescaledRate(max_factor=most / self.alpha)

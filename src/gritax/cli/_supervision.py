@@ -16,6 +16,11 @@ from rich.console import Console
 
 
 _LOOK_EVERY = 0.02
+_NOT_CAUGHT = {
+    *("SIGKILL", "SIGSTOP"),  # which cannot be
+    *("SIGCHLD", "SIGCONT", "SIGINFO", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGURG", "SIGWINCH"),  # which end no process
+    *("SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP"),  # after which nothing can be computed
+}
 _TO_END_BY_THEMSELVES = 2.0  # seconds in which the others may find the same error and say so
 _TO_TERMINATE = 5.0  # seconds from SIGTERM to SIGKILL
 
@@ -70,15 +75,16 @@ class Member:
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Those that came, in place of what they do otherwise; what is ignored, as SIGHUP is under nohup, remains so."""
+    """Those that came, of all that would end this process; what is ignored, as SIGHUP is under nohup, remains so."""
     came: list[int] = []
-    asked = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    ends = (signal.SIG_DFL, signal.default_int_handler)
+    asked = [n for n in signal.Signals if n.name not in _NOT_CAUGHT and signal.getsignal(n) in ends]
     before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in asked}
     try:
         yield came
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if came else handler)  # once is enough: the way out is not to be interrupted
 
 
 def end_all(members: list[Member]) -> None:
@@ -148,7 +154,8 @@ def _killed(members: list[Member]) -> dict[int, int]:
 
 
 def _named(number: int) -> str:
-    return f"signal {number} ({signal.Signals(number).name})"
+    names = {each.value: each.name for each in signal.Signals}  # without most real-time signals
+    return f"signal {number}" + (f" ({names[number]})" if number in names else "")
 
 
 def _since(began: float) -> str:

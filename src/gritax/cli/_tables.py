@@ -1,14 +1,14 @@
 """`gritax tables`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 from rich.console import Console
 
 from .. import experiments
-from .._arguments import require_whole
-from ._report import CONVERGED, require_seed, require_writable, write_json
+from .._arguments import require_seed, require_whole
+from ._files import Perhaps, require_writable
+from ._report import CONVERGED, write_json
 
 
 @dataclass
@@ -28,11 +28,11 @@ class Tables:
     """Leave out rows with more steps."""
     seed: int = 1
     """Seed of the initial weights (that of the paper is not stated)."""
-    json: Path | None = None
+    json: Perhaps = None
     """Write the rows to this file as well, replacing it."""
 
     def run(self, console: Console) -> int:
-        require_seed(self.seed)
+        require_seed("--seed", self.seed)
         require_writable(self.json)
         numbers = _numbers(self.tables)
         require_whole("--max-steps", self.max_steps, 100)
@@ -62,7 +62,7 @@ def _numbers(text: str) -> list[int]:
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        if not _is_number(first) or (dash and not _is_number(last)):
             raise ValueError(f"tables must be numbers and ranges such as 1-7 or 1,3,5, not {text!r}.")
         for each in (first, last or first):
             experiments.paper_table(int(each))
@@ -70,3 +70,7 @@ def _numbers(text: str) -> list[int]:
     if not numbers:
         raise ValueError(f"tables {text!r} names none: write a range from the lower number to the higher.")
     return numbers
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 20  # Python reads no number of thousands of digits

@@ -1,7 +1,6 @@
 """`gritax train`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
@@ -9,7 +8,8 @@ from .._arguments import require_whole
 from .._convergence import require_tolerance
 from .._hierarchy import Multigrid
 from ..coarse import FrozenGradient
-from ._report import compared, one_or_many, require_writable
+from ._files import Perhaps, require_writable
+from ._report import compared, one_or_many
 from ._training import Training
 
 
@@ -30,25 +30,27 @@ class Train(Training):
     """Training steps on one gradient of a coarse step, or inf for one gradient each; chosen from the curvature if not given."""
     coarsening: tuple[int, ...] | None = None
     """Coarsening factor, one number or one per level; chosen to suit the refresh if not given."""
-    relaxation: tuple[int, ...] = (1,)
-    """FC sweeps before the last F-relaxation (0: F, 1: FCF), if --coarsening is given: one number, or one per level."""
+    relaxation: tuple[int, ...] | None = None
+    """FC sweeps before the last F-relaxation (0: F, 1: FCF), with --coarsening: one number or one per level, 1 if not given."""
     tolerance: float | None = None
     """On the residual, absolute; without it, 1e-6 of the distance that the weights travel."""
     max_iterations: int = 50
     """At most so many iterations."""
-    resume: Path | None = None
-    """Keep the iterates in this directory, and go on from the newest if it has some (pip install 'gritax[checkpoints]')."""
+    resume: Perhaps = None
+    """Keep the iterates in this directory, and go on from the newest if it has some (pip install orbax-checkpoint)."""
     spectrum: bool = False
     """Predict the convergence factor as well, from the curvature along serial training."""
-    json: Path | None = None
+    json: Perhaps = None
     """Write the results to this file as well, replacing it: gritax report makes a page of it."""
 
     def run(self, console: Console) -> int:
         require_whole("--steps", self.steps, 1)
         method = None
         if self.coarsening is not None:
-            method = Multigrid(one_or_many(self.coarsening), relaxation=one_or_many(self.relaxation))
+            method = Multigrid(one_or_many(self.coarsening, 2), relaxation=one_or_many(self.relaxation, 1))
             method.hierarchy(self.steps)
+        elif self.relaxation is not None:
+            raise ValueError("--relaxation is for a method of your own: give --coarsening as well.")
         require_tolerance(self.tolerance)
         require_whole("--max-iterations", self.max_iterations, 0)
         require_writable(self.json, resume=self.resume)

@@ -7,8 +7,8 @@ import optax
 import tyro
 
 from .. import problems
+from .._arguments import require_seed
 from ..coarse import Choice
-from ._report import require_seed
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Training:
     def with_coarse(self, coarse: Choice) -> problems.Problem:
         if self.rate is not None and not self.rate > 0:
             raise ValueError(f"--rate must be positive, not {self.rate:g}.")
-        require_seed(self.seed)
+        require_seed("--seed", self.seed)
         named = self.optimizer or {"adder": "sgd", "digits": "adam", "diabetes": "momentum"}[self.problem]
         usual = {"sgd": 0.1, "momentum": 0.02, "nesterov": 0.02, "adam": 1e-3, "adamw-cosine": 1e-3}[named]
         if "adam" not in named:  # whose steps do not depend on the scale of the loss

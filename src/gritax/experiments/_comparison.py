@@ -1,5 +1,6 @@
 """A solve beside the serial training that it replaces: the same weights, and did it pay?"""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -21,8 +22,8 @@ from ..problems import Problem
 class Comparison:
     """A solution and its serial twin.
 
-    - `distance`, `relative_distance`: 2-norm of the difference of the final weights, and the same divided by the distance
-      that they travelled.
+    - `distance`, `relative_distance`: 2-norm of the difference of the final weights, and the same divided by `travelled`, the
+      distance that the serial ones went from the first; 0 where both are.
     - `loss`, `metrics`: of the solution's weights; `serial_loss`, `serial_metrics`: of the serial ones.
     - `seconds`, `serial_seconds`: wall-clock time of the whole calls, compiled before, the median of the runs that were made.
     - `first_seconds`: of the first solve, with its compilation.
@@ -31,6 +32,7 @@ class Comparison:
     solution: Solution
     distance: float
     relative_distance: float
+    travelled: float
     loss: float
     serial_loss: float
     metrics: dict[str, float]
@@ -43,6 +45,8 @@ class Comparison:
     def sentence(self) -> str:
         """Whether it paid on this machine, in one sentence."""
         ratio, solution = self.serial_seconds / self.seconds, self.solution
+        if not self.travelled:
+            return "No step has moved the weights, so there was nothing to solve: raise the learning rate, or look at the loss."
         if not solution.converged:
             return "The solve did not reach its tolerance, so its time says nothing: train serially, or change the method."
         if 0.8 < ratio < 1.25:
@@ -73,11 +77,13 @@ def compare(
     >>> comparison.relative_distance < 1e-4
     True
     """
+    if not isinstance(problem, Problem):
+        raise ValueError(f"problem must be a gritax.problems.Problem, such as gritax.problems.xor(), not {problem!r}.")
     began = time.perf_counter()
     solution = solve(problem.step, problem.state, num_steps, method, progress=progress, throw=False, **options)
     first_seconds = time.perf_counter() - began
     serial = problem.step.params(solve_serial(problem.step, problem.state, num_steps))
-    distance = _distance(solution.params, serial)
+    distance, travelled = (_distance(serial, each) for each in (solution.params, problem.step.params(problem.state)))
     again = {
         **options,
         "checkpoint": None,
@@ -91,7 +97,8 @@ def compare(
     return Comparison(
         solution=solution,
         distance=distance,
-        relative_distance=distance / _distance(serial, problem.step.params(problem.state)),
+        relative_distance=distance / travelled if travelled else math.inf if distance else 0.0,
+        travelled=travelled,
         loss=problem.loss(solution.params),
         serial_loss=problem.loss(serial),
         metrics=problem.metrics(solution.params),

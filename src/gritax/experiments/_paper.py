@@ -6,6 +6,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
+from .._arguments import require_steps, require_whole
+
 
 @dataclass(frozen=True)
 class PaperTable:
@@ -43,7 +45,7 @@ def paper_table(number: int) -> PaperTable:
     (6, 6, 7, 7, 7, 8, 11, 16, 21)
     """
     for entry in _published()["tables"]:
-        if entry["table"] == number:
+        if entry["table"] == number and not isinstance(number, bool):
             fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
             return PaperTable(**fields)
     raise ValueError(f"the paper has the tables 1 to 16, not {number!r}.")
@@ -62,6 +64,7 @@ def paper_figure(number: int) -> list[dict]:
 
 def paper_levels(num_steps: int) -> int:
     """Levels that the paper counts: halvings of `num_steps` until at most 10 steps are left."""
+    require_steps(num_steps)
     levels = 1
     while num_steps > 10:
         num_steps, levels = num_steps // 2, levels + 1
@@ -81,10 +84,13 @@ def paper_potential_speedup(num_steps: int, iterations: int, cycle: Literal["V",
     >>> round(paper_potential_speedup(25600, 12, "F"), 3)
     2.914
     """
+    require_steps(num_steps)
+    require_whole("iterations", iterations, 1)
     levels = paper_levels(num_steps) if levels is None else levels
+    require_whole("levels", levels, 1)
     if levels < 2:
         raise ValueError(f"the paper's count needs at least 2 levels, not {levels}.")
     if cycle not in ("V", "F"):
         raise ValueError(f'cycle must be "V" or "F", not {cycle!r}.')
-    first = levels if cycle == "V" else 2
-    return num_steps / (iterations * sum(17 + 8 * (k - 2) for k in range(first, levels + 1)))
+    coarse = levels - 1
+    return num_steps / (iterations * (8 * coarse + 9 if cycle == "V" else (4 * coarse + 13) * coarse))

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 
 import jax.numpy as jnp
 
+from .._arguments import require_steps
 from .._hierarchy import Multigrid
 from .._solve import solve
 from ..coarse import RescaledRate
@@ -35,6 +37,8 @@ def run_table(number: int, *, max_steps: int = 25_600, seed: int = 1) -> Iterato
     Raises `ValueError` for a table that the paper does not have, and without float64.
     """
     table = paper_table(number)
+    if isinstance(max_steps, bool) or not isinstance(max_steps, Real) or not max_steps >= 0:
+        raise ValueError(f"max_steps must be a number of steps, or inf for all rows, not {max_steps!r}.")
     return (run_row(table, num_steps, seed=seed) for num_steps in table.num_steps if num_steps <= max_steps)
 
 
@@ -43,6 +47,9 @@ def run_row(table: PaperTable, num_steps: int, *, seed: int = 1, max_iterations:
 
     `method` replaces single options of the `Multigrid`, to see what a count depends on.
     """
+    if not isinstance(table, PaperTable):
+        raise ValueError(f"table must be a PaperTable, such as gritax.experiments.paper_table(1), not {table!r}.")
+    require_steps(num_steps)
     if jnp.zeros(0).dtype != jnp.float64:
         raise ValueError('the paper\'s tolerance needs float64: call jax.config.update("jax_enable_x64", True) first.')
     problem = _problem(table, seed)

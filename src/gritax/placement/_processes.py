@@ -62,7 +62,9 @@ def join(
         return
     timeout = _number("GRITAX_TIMEOUT") if timeout is None else timeout
     timeout = TIMEOUT if timeout is None else timeout
-    require_whole("timeout", timeout, 1)
+    require_count("timeout", timeout, 1)
+    if bind is not None and not isinstance(bind, str):
+        raise ValueError(f"bind must be an address of this machine, such as {LOOPBACK!r}, not {bind!r}.")
     host, port = _host_and_port(place.coordinator)
     bind = _without_brackets(bind or os.environ.get("GRITAX_BIND") or host)
     if place.process == 0:
@@ -108,6 +110,13 @@ def environment(coordinator: str, processes: int, process: int, bind: str, timeo
     return {f"GRITAX_{name}": str(value) for name, value in values.items()}
 
 
+def require_count(name: str, value: object, least: int) -> None:
+    """Raises `ValueError` unless it is a whole number of at least `least` that JAX can hold."""
+    require_whole(name, value, least)
+    if isinstance(value, int) and value >= 2**31:
+        raise ValueError(f"{name} must be below 2^31, and {value} is not.")
+
+
 def _place(coordinator: str | None, processes: int | None, process: int | None) -> _Place | None:
     given: dict[str, str | int | None] = {"coordinator": coordinator, "processes": processes, "process": process}
     if all(value is None for value in given.values()):
@@ -124,8 +133,8 @@ def _place(coordinator: str | None, processes: int | None, process: int | None) 
     if coordinator is None or processes is None or process is None:
         missing = ", ".join(name for name, value in given.items() if value is None)
         raise ValueError(f"{', '.join(given)} belong together, and {missing} is not given: give all three, or none.")
-    require_whole("processes", processes, 1)
-    require_whole("process", process, 0)
+    require_count("processes", processes, 1)
+    require_count("process", process, 0)
     if process >= processes:
         raise ValueError(f"process must be below processes, {processes}, since it counts from 0; {process} is not.")
     _host_and_port(coordinator)
@@ -200,7 +209,7 @@ def _require_free(bind: str, port: int) -> None:
     try:
         family = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM)[0][0]
         socket.create_server((bind, port), family=family).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of names that no host can have
         raise ConnectionError(
             f"process 0 cannot listen at {bind}, port {port}: {error}. Give another coordinator or bind."
         ) from error
@@ -213,8 +222,8 @@ def _wait_for(host: str, port: int, timeout: int) -> None:
         try:
             socket.create_connection((host, port), timeout=5).close()
             return
-        except OSError as error:
-            if time.monotonic() > end:
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() > end or isinstance(error, UnicodeError):
                 raise ConnectionError(
                     f"coordinator {host}:{port} was not reached in {timeout} s: {error}. Is process 0 started, and there?"
                 ) from error
@@ -222,8 +231,8 @@ def _wait_for(host: str, port: int, timeout: int) -> None:
 
 
 def _host_and_port(coordinator: str) -> tuple[str, int]:
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+    host, _, port = coordinator.rpartition(":") if isinstance(coordinator, str) else ("", "", "")
+    if not host or not 0 < _whole(port, 0) < 2**16:
         raise ValueError(f"coordinator must be host:port of process 0, such as {LOOPBACK}:12345, not {coordinator!r}.")
     return _without_brackets(host), int(port)
 
@@ -236,6 +245,11 @@ def _number(name: str) -> int | None:
     text = os.environ.get(name)
     if text is None:
         return None
-    if not text.isdigit():
+    if (number := _whole(text, -1)) < 0:
         raise ValueError(f"{name} in the environment must be a whole number, not {text!r}.")
-    return int(text)
+    return number
+
+
+def _whole(text: str, otherwise: int) -> int:
+    """The number that is written in decimal digits, and no more of them than any number here has."""
+    return int(text) if text.isdecimal() and len(text) < 20 else otherwise

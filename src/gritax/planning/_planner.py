@@ -182,7 +182,7 @@ def _pilot(solved: Window, phi: TrainStep, speeds: Speeds, taken: float) -> Pilo
     iteration = float(np.median(iterations)) if len(iterations) else one - guess
     # What an iteration takes beside its sweeps, on the host, does not grow with the steps.
     overhead = min(max(iteration - (one - guess), 0.0), _MOST_OVERHEAD)
-    correction = (iteration - overhead) / (one - guess)
+    correction = (iteration - overhead) / (one - guess) if one > guess else 1.0  # a single level has no sweeps
     return Pilot(
         num_steps=solved.hierarchy[0].size,
         iterations=max(reports[-1].number, 1),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .._arguments import require_seed
 from ..coarse import Choice
 from ..training import CompositeLoss, TrainStep
 from ._problem import Problem
@@ -56,6 +57,7 @@ def adder(
     if reduction not in ("sum", "mean"):
         raise ValueError(f'reduction must be "sum" or "mean", not {reduction!r}.')
     dtype = jnp.zeros(0, dtype).dtype
+    require_seed("seed", seed)
     random = np.random.RandomState(seed)
     params = [jnp.asarray(2 * random.random_sample(shape) - 1, dtype) for shape in pairwise(_WIDTHS)]
     inputs, targets = _pairs(random, num_examples, dtype)

@@ -30,7 +30,7 @@ def diabetes(
     - `optimizer`: `None` for gradient descent at .002 with a momentum of .9.
     - `seed`, `activation`, `batch_size`, `coarse`, `dtype`: as for `gritax.problems.digits`.
 
-    Raises `ImportError` without scikit-learn: it is in the extra `datasets`.
+    Raises `ImportError` without scikit-learn.
 
     >>> import gritax
     >>> gritax.problems.diabetes().step.batch.steps_per_epoch

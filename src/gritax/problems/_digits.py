@@ -36,7 +36,7 @@ def digits(
     - `coarse`: the coarse propagator; `None` for TrainStep's own.
     - `dtype`: of weights and data; `None` for JAX's default.
 
-    Raises `ImportError` without scikit-learn: it is in the extra `datasets`.
+    Raises `ImportError` without scikit-learn.
 
     >>> import gritax
     >>> problem = gritax.problems.digits()

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._optional import needs
+
 
 def perceptron(widths: tuple[int, ...], key: Array, dtype, biases: Array | None = None) -> PyTree[Array]:
     """LeCun-normal weights; biases of zero, or normal ones by a key of their own."""
@@ -41,13 +43,11 @@ def activation_named(name: str) -> Callable:
 
 
 def scikit_learn(load: str) -> tuple[np.ndarray, np.ndarray]:
-    """(inputs, targets) of a data set that ships with scikit-learn. Raises `ImportError`, naming the extra, without it."""
+    """(inputs, targets) of a data set that ships with scikit-learn. Raises `ImportError` without it."""
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise ImportError(
-            "this data set ships with scikit-learn, which is not installed: pip install 'gritax[datasets]'."
-        ) from error
+        raise needs(f"the data set {load.removeprefix('load_')}", "scikit-learn") from error
     loader: Any = getattr(datasets, load)
     return loader(return_X_y=True)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .._arguments import require_seed
 from ..coarse import Choice
 from ..training import CompositeLoss, TrainStep
 from ._problem import Problem
@@ -28,6 +29,7 @@ def xor(alpha: float = 1.0, seed: int = 1, *, serialized: bool = False, coarse: 
     """
     if not alpha > 0:
         raise ValueError(f"alpha, the learning rate, must be positive, not {alpha!r}.")
+    require_seed("seed", seed)
     random = np.random.RandomState(seed)
     params = {"w0": 2 * random.random_sample((3, 4)) - 1, "w1": 2 * random.random_sample((4, 1)) - 1}
     dtype = jnp.zeros(0, dtype).dtype

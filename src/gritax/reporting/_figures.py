@@ -19,12 +19,18 @@ def figures(solution: Solution, spectrum: Spectrum | None = None) -> dict[str, A
     - `solution`: of `gritax.solve(..., profile=True)`; without a profile the report has no picture of where residuals are.
     - `spectrum`: of `gritax.spectrum` with the same arguments, if there is one.
 
+    Raises `ValueError` for anything else.
+
     >>> import gritax
     >>> solution = gritax.solve(lambda u, start, stride: u / (1 + 0.01 * stride), 1.0, 1000, profile=True)
     >>> run = gritax.reporting.figures(solution)
     >>> run["level_sizes"], run["iterations"], round(run["potential_speedup"], 2)
     ([1000, 250, 62, 15], 5, 3.8)
     """
+    if not isinstance(solution, Solution):
+        raise ValueError(f"solution must be what gritax.solve or gritax.train gives, not {solution!r}.")
+    if spectrum is not None and not isinstance(spectrum, Spectrum):
+        raise ValueError(f"spectrum must be what gritax.spectrum gives, not {spectrum!r}.")
     method, profile = solution.method, solution.profile
     return plain(
         {

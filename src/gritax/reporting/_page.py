@@ -33,6 +33,17 @@ def page(run: dict[str, Any]) -> str:
             f"run has no {missing[0]!r}: it must be what gritax.reporting.figures gives, or what gritax solve and gritax train "
             "write with --json."
         )
+    try:
+        # Names of files need be no UTF-8, and Python keeps their bytes as halves of surrogate pairs.
+        return _page(run).encode("utf-8", "backslashreplace").decode()
+    except (KeyError, TypeError, IndexError, AttributeError, ArithmeticError, ValueError) as error:
+        raise ValueError(
+            f"run is not as gritax.reporting.figures gives it ({type(error).__name__}: {error}): pass that, or what gritax "
+            "solve and gritax train write with --json."
+        ) from error
+
+
+def _page(run: dict[str, Any]) -> str:
     problem = run.get("settings", {}).get("problem")
     title = f"{problem}: " * bool(problem) + f"{run['num_steps']:,} training steps, {counted(run['iterations'], 'iteration')}"
     body = [
