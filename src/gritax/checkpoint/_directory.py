@@ -138,6 +138,8 @@ def _read(file: Path) -> Checkpoint:
         raise Unusable("damaged")
     try:
         return _parsed(payload)
+    except Unusable:
+        raise
     except Exception as error:  # whatever is wrong with what somebody else has written
         raise Unusable(f"not what gritax writes, {type(error).__name__}: {error}") from error
 
@@ -152,7 +154,7 @@ def _parsed(payload: bytes) -> Checkpoint:
         arrays.append(np.frombuffer(data, dtype, count, at).reshape(shape))
         at += count * dtype.itemsize
     if at != len(data):
-        raise ValueError("it has more bytes than arrays")
+        raise Unusable("one that has more bytes than arrays")
     return Checkpoint(found["done"], found["facts"], arrays)
 
 

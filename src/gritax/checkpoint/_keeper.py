@@ -150,6 +150,8 @@ def _kept(what: str, checkpoint: Checkpoint, run: Run) -> _Kept:
         then.cost = Cost(Counter(dict(facts["depth_by_lanes"])), facts["work"])
         then.windows = [built(WindowReport, each) for each in facts["windows"]]
         then.hierarchy = Hierarchy(tuple(built(Level, each) for each in facts["levels"])) if facts["levels"] else None
+    except Unusable:
+        raise
     except Exception as error:  # whatever is wrong with what somebody else has written
         raise Unusable(f"not what gritax.train keeps, {type(error).__name__}: {error}") from error
     then.done, then.restarts, then.coarse_steps = checkpoint.done, facts["restarts"], facts["coarse_steps"]

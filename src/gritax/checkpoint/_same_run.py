@@ -62,8 +62,8 @@ def difference(
         if not (a == b or abs(a - b) <= bound or not (math.isfinite(a) or math.isfinite(b))):
             return kind, f"{words.format(f'{a:.9g}')}, not {b:.9g}"
     logger.warning(
-        "resume: the step that comes next is known again but for its last digits, as on another device or with another version "
-        "of XLA; a rate that is another by as little would not be told from it"
+        "the step is the same but for its last digits, as on another device or with another version of XLA; a rate that "
+        "differs by as little would not be told from it"
     )
     return "", ""
 
