@@ -157,22 +157,25 @@ def test_other_data_and_another_loss_are_another_run():
     assert difference(before, *_begun(optax.sgd(0.01, momentum=0.9)))[0] == "update"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_what_another_compiler_rounds_otherwise_is_the_same_run(dtype, caplog):
+@pytest.mark.parametrize(("dtype", "within"), [("float32",) * 2, ("float64",) * 2, ("float32", "bfloat16")])
+def test_what_another_compiler_rounds_otherwise_is_the_same_run(dtype, within, caplog):
     """The same sums in another order: of the examples of a batch, and of a matrix product."""
     arrays = small.data(dtype=dtype)
+    cast = partial(jax.tree.map, lambda x: x.astype(within))
     whole = lambda x: lambda step: x
-    before = taken(*_begun(optax.adam(0.01), dtype, whole(arrays)))
+    first = lambda params, batch: small.loss(*cast((params, batch))).astype(dtype)
+    before = taken(*_begun(optax.adam(0.01), dtype, whole(arrays), first))
     turned = jax.tree.map(lambda x: x[::-1], arrays)
 
     def loss(params, batch):
-        x, y = batch
+        params, (x, y) = cast((params, batch))
         hidden = jnp.tanh(sum(x[:, i : i + 1] * params["w"][i][None] for i in (2, 1, 0)) + params["b"][None])
-        return jnp.mean((hidden @ params["v"] - y) ** 2)
+        return jnp.mean((hidden @ params["v"] - y) ** 2).astype(dtype)
 
     now = _begun(optax.adam(0.01), dtype, whole(turned), loss)
     assert taken(*now) != before and difference(before, *now) == ("", "")
     assert "the step is the same but for its last digits" in caplog.text
+    assert difference(before, *_begun(optax.adam(0.011), dtype, whole(arrays), first))[0] == "update"
 
 
 def test_figures_that_are_not_finite_are_the_same():

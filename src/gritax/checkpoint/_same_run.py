@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from typing import Any
 
 import jax
@@ -39,13 +40,14 @@ def difference(
 
     Other devices and compilers add in another order. A sum of m terms then differs by about √m roundings, the precision being
     float32 at least, and what is computed from it by a few more, of its own precision. What a rounding does to a figure,
-    where terms cancel, is measured: by one of each number of the state. And one entry may come to be rounded to its other
-    neighbour.
+    where terms cancel, is measured: by one of each number of the state, of the lowest precision that the step computes in. And
+    one entry may come to be rounded to its other neighbour.
     """
     now = taken(evolution, floating, clock, start)
     if _flat(before) == _flat(now):
         return "", ""
-    others = [taken(evolution, _rounded_otherwise(floating, seed), clock, start) for seed in (0, 1)]
+    coarsest = _coarsest(evolution, floating, clock)
+    others = [taken(evolution, _rounded_otherwise(floating, coarsest, seed), clock, start) for seed in (0, 1)]
     leaves, terms = tree_leaves_with_path(floating), _longest_axis(evolution, floating)
     sizes = [float(jnp.max(jnp.abs(x), initial=0)) for _, x in leaves]
     types = [jnp.finfo(x.dtype) for _, x in leaves]
@@ -57,7 +59,7 @@ def difference(
         return "update", "other leaves"
     for (kind, words), a, b, size, dtype, *c in zip(figures, wanted, found, sizes, types, *moved, strict=True):
         eps = float(dtype.eps)
-        roundings = _ROUNDINGS * (1 + math.sqrt(terms) * min(1.0, float(jnp.finfo(jnp.float32).eps) / eps))
+        roundings = _ROUNDINGS * (1 + math.sqrt(terms) * min(1.0, float(jnp.finfo(jnp.float32).eps) / max(eps, coarsest)))
         bound = roundings * (max(abs(x - b) for x in c) + eps * abs(b)) + eps * size
         if not (a == b or abs(a - b) <= bound or not (math.isfinite(a) or math.isfinite(b))):
             return kind, f"{words.format(f'{a:.9g}')}, not {b:.9g}"
@@ -124,12 +126,19 @@ def _flat(taken: dict[str, Any]) -> list[float]:
     return [*([] if taken["loss"] is None else [taken["loss"]]), *taken["lengths"]]
 
 
-def _rounded_otherwise(floating: PyTree[Array], seed: int) -> PyTree[Array]:
-    """Each number one rounding up or down."""
+def _coarsest(evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array]) -> float:
+    """The rounding of 16-bit numbers if the step has any, as in mixed precision, else 0."""
+    program = str(jax.make_jaxpr(first_step)(evolution, floating, clock))
+    halves = {"bf16": jnp.bfloat16, "f16": jnp.float16}
+    return max((float(jnp.finfo(halves[name]).eps) for name in re.findall(r"\b(bf16|f16)\[", program)), default=0.0)
+
+
+def _rounded_otherwise(floating: PyTree[Array], least: float, seed: int) -> PyTree[Array]:
+    """Each number one rounding up or down, or by `least` of it."""
     signs = np.random.default_rng(seed)
 
     def moved(x):
-        return x * (1 + float(jnp.finfo(x.dtype).eps) * signs.choice((-1, 1), x.shape)).astype(x.dtype)
+        return x * (1 + max(float(jnp.finfo(x.dtype).eps), least) * signs.choice((-1, 1), x.shape)).astype(x.dtype)
 
     return jax.tree.map(moved, floating)
 
