@@ -51,18 +51,18 @@ def difference(
     leaves, terms = tree_leaves_with_path(floating), _longest_axis(evolution, floating)
     sizes = [float(jnp.max(jnp.abs(x), initial=0)) for _, x in leaves]
     types = [jnp.finfo(x.dtype) for _, x in leaves]
-    figures = [("update", f"length {{}}{at_leaf(path)}") for path, _ in leaves]
+    figures = [("update", "length ", at_leaf(path)) for path, _ in leaves]
     if now["loss"] is not None:
-        figures, sizes, types = [("loss", "{}"), *figures], [0.0, *sizes], [max(types, key=lambda x: x.bits), *types]
+        figures, sizes, types = [("loss", "", ""), *figures], [0.0, *sizes], [max(types, key=lambda x: x.bits), *types]
     found, wanted, *moved = (_flat(each) for each in (now, before, *others))
     if len(found) != len(wanted):
         return "update", "other leaves"
-    for (kind, words), a, b, size, dtype, *c in zip(figures, wanted, found, sizes, types, *moved, strict=True):
+    for (kind, of, where), a, b, size, dtype, *c in zip(figures, wanted, found, sizes, types, *moved, strict=True):
         eps = float(dtype.eps)
         roundings = _ROUNDINGS * (1 + math.sqrt(terms) * min(1.0, float(jnp.finfo(jnp.float32).eps) / max(eps, coarsest)))
         bound = roundings * (max(abs(x - b) for x in c) + eps * abs(b)) + eps * size
         if not (a == b or abs(a - b) <= bound or not (math.isfinite(a) or math.isfinite(b))):
-            return kind, f"{words.format(f'{a:.9g}')}, not {b:.9g}"
+            return kind, f"{of}{a:.9g}{where}, not {b:.9g}"
     logger.warning(
         "the step is the same but for its last digits, as on another device or with another version of XLA; a rate that "
         "differs by as little would not be told from it"
