@@ -125,7 +125,7 @@ def _flipped(content, position):
 
 @pytest.mark.parametrize(
     ("damage", "where"),
-    [(lambda x, length: x[:length], length) for length in (0, 1, 10, _MAGIC, _MAGIC + 7, _MAGIC + _DIGEST, 400, -1)]
+    [(lambda x, length: x[:length], length) for length in (0, 1, 10, _MAGIC, _MAGIC + 7, _MAGIC + _DIGEST, 150, -1)]
     + [(_flipped, place) for place in (0, _MAGIC - 1, _MAGIC, _MAGIC + _DIGEST - 1, _MAGIC + _DIGEST, 500, -1)],
 )
 def test_a_damaged_checkpoint_is_found_out_and_the_one_before_is_used(damage, where, tmp_path, caplog):

@@ -1,6 +1,9 @@
 """Iterates on disk: a solve that is taken up again, on these devices or on others, ends as if it had never been interrupted."""
 
+import json
 import logging
+import os
+import shutil
 import sys
 from functools import partial
 
@@ -13,6 +16,7 @@ import small_problems as small
 from jax.sharding import Mesh
 
 import gritax
+from gritax.checkpoint import _iterates
 
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
@@ -211,3 +215,83 @@ def test_without_orbax_nothing_is_begun(tmp_path, monkeypatch):
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         gritax.solve(lambda u, start, stride: u / 2, 1.0, 10, **options)
+
+
+def _kept(tmp_path):
+    """Two iterates of a solve that was interrupted, the newest first, and the solve."""
+    *arguments, method = _plain()
+    solve = partial(gritax.solve, *arguments, method)
+    _interrupted(solve, tmp_path, None, 3)
+    return sorted((each for each in tmp_path.iterdir() if each.is_dir()), key=lambda each: -int(each.name)), solve
+
+
+def test_a_renamed_iterate_is_not_that_of_another_place(tmp_path, caplog):
+    (newest, before), solve = _kept(tmp_path)
+    moved = newest.rename(tmp_path / "7")
+    with pytest.raises(KeyboardInterrupt):
+        solve(resume=tmp_path, progress=small.Interrupting(0, 2))
+    assert f"{moved} is renamed, for it says that it is {newest.name}; the iterate before it is used" in caplog.text
+    before.rename(newest)
+    for each in tmp_path.iterdir():
+        if each.name not in (moved.name, newest.name):
+            shutil.rmtree(each)
+    with pytest.raises(ValueError, match=r"no iterate in .* is whole"):
+        solve(resume=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_pieces_of_two_iterates_are_none(tmp_path, caplog):
+    (newest, before), solve = _kept(tmp_path)
+    shutil.rmtree(newest / "points")
+    shutil.copytree(before / "points", newest / "points")
+    _assert_same(solve(resume=tmp_path), solve())
+    assert f"{newest} is damaged; the iterate before it is used" in caplog.text
+
+
+def test_arrays_in_another_order_are_others():
+    x, y = jnp.arange(4.0), jnp.ones(4)
+    assert _iterates._sum([x, y]) != _iterates._sum([y, x])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda found: found.pop("format"), "of format 1, written by another version of gritax"),
+        (lambda found: found["facts"].pop("front"), "without its 'front'"),
+        (lambda found: found["facts"].update(front="far"), "one whose 'front' cannot be 'far'"),
+    ],
+)
+def test_an_iterate_of_another_version_is_told(change, reason, tmp_path, caplog):
+    (newest, _), solve = _kept(tmp_path)
+    file = newest / "facts" / "metadata"
+    found = json.loads(file.read_text())
+    change(found)
+    found["digest"] = _iterates._digest(found["facts"])
+    file.write_text(json.dumps(found))
+    _assert_same(solve(resume=tmp_path), solve())
+    assert f"{newest} is {reason}" in caplog.text
+
+
+def test_a_step_that_is_another_after_those_that_are_exact_is_another_solve(tmp_path):
+    phi, state, steps, method = _plain()
+    _interrupted(partial(gritax.solve, phi, state, steps, method), tmp_path, None, 3)
+    later = lambda u, start, stride: phi(jax.tree.map(lambda x: x * jnp.where(start < 4, 1.0, 1 + 1e-9), u), start, stride)
+    with pytest.raises(ValueError, match=r"was to go on after step 32 with an update of length .*: its loss, optimizer"):
+        gritax.solve(later, state, steps, method, resume=tmp_path)
+
+
+def test_a_solve_is_the_only_writer_until_it_ends(tmp_path):
+    *arguments, method = _plain()
+    solve = partial(gritax.solve, *arguments, method)
+
+    class Second(gritax.Progress):
+        def iteration(self, iteration):
+            if iteration.number == 2:
+                with pytest.raises(ValueError, match=rf"process {os.getpid()} on .* is writing into {tmp_path}"):
+                    solve(resume=tmp_path)
+                raise KeyboardInterrupt
+
+    for resume in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            solve(checkpoint=tmp_path, resume=resume, progress=Second())
+        assert not (tmp_path / ".lock").exists()

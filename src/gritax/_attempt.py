@@ -129,7 +129,7 @@ class Attempt:
             if len(self.reports) == 1:
                 self.adaptation.to_iterate(cycle, c, 1)
             if self.keep is not None:
-                self.keep.save(finest, c, final, self.adaptation.events, self._facts())
+                self.keep.save(finest, cycle.evolution, c, final, self.adaptation.events, self._facts())
 
     def _facts(self) -> dict[str, Any]:
         """What is known of the iterate that has been computed, and not measured yet."""

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from jaxtyping import Array, PyTree
 
 from ._adaptation import Event
+from ._evolution import Evolution
 from ._hierarchy import Level
 from ._points import Points
 
@@ -25,9 +26,17 @@ class Keep(Protocol):
 
     latest: Iterate | None
 
-    def save(self, level: Level, c: Points, final: PyTree[Array], events: list[Event], facts: dict[str, Any]) -> None:
+    def save(
+        self,
+        level: Level,
+        evolution: Evolution,
+        c: Points,
+        final: PyTree[Array],
+        events: list[Event],
+        facts: dict[str, Any],
+    ) -> None:
         """Keeps the C-points of an iterate on the finest level, and the final state of the one before it."""
 
-    def points(self, iterate: Iterate, level: Level) -> tuple[Points, PyTree[Array]]:
+    def points(self, iterate: Iterate, level: Level, evolution: Evolution) -> tuple[Points, PyTree[Array]]:
         """(C-points on the finest level, the final state) of it, on the devices that are to have them now."""
         ...

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from typing import Protocol
@@ -26,7 +27,7 @@ from ._solution import Solution
 from ._trajectory import losses, saved_states
 from ._validation import is_concrete, validated
 from ._window import Window, solve_window
-from .checkpoint import Iterates, beginning, digest, kept_in
+from .checkpoint import Iterates, digest, kept_in
 from .differentiation import AIM, traced
 
 
@@ -132,25 +133,26 @@ def solve(
         keep = None
         if asked_for:
             state, means = evolution.merge(floating, clock), str(method and replace(method, lanes=None))
-            asked = {"num_steps": num_steps, "method": means, "origin": digest(state), **beginning(evolution, floating, clock)}
-            keep = Iterates(*asked_for, mesh, asked, (floating, clock), evolution.stored(floating))
+            asked = {"num_steps": num_steps, "method": means, "origin": digest(state)}
+            keep = Iterates(*asked_for, mesh, asked, (evolution, floating, clock))
         recording = Recording() if profile else None
-        window = solve_window(
-            evolution,
-            floating,
-            clock,
-            num_steps,
-            method,
-            tolerance=tolerance,
-            max_iterations=int(max_iterations),
-            initial_guess=guess,
-            progress=progress,
-            bounds=Bounds(aim=AIM) if exactly else Bounds(),
-            mesh=mesh,
-            began=began,
-            keep=keep,
-            profile=recording,
-        )
+        with keep or nullcontext():
+            window = solve_window(
+                evolution,
+                floating,
+                clock,
+                num_steps,
+                method,
+                tolerance=tolerance,
+                max_iterations=int(max_iterations),
+                initial_guess=guess,
+                progress=progress,
+                bounds=Bounds(aim=AIM) if exactly else Bounds(),
+                mesh=mesh,
+                began=began,
+                keep=keep,
+                profile=recording,
+            )
         assert isinstance(window, Window), "declined only where depth is bounded"
         solution = _solution(window, num_steps, save_every and int(save_every), recording)
         progress.end(solution)

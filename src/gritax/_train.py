@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import equinox as eqx
@@ -24,7 +25,7 @@ from ._trained import solution_of
 from ._validation import require_concrete, validated
 from ._warning import warn
 from ._window import most_steps
-from .checkpoint import Directory, Keeper, beginning, digest, is_same, kept_in
+from .checkpoint import Directory, Keeper, difference, digest, kept_in, taken
 from .coarse import Choice, named, words
 from .planning import LEAST_WORK, Plan, can_pay, measured, planned
 from .training import TrainStep
@@ -109,48 +110,49 @@ def train(
     num_steps, window = int(num_steps), window and int(window)
     tolerance = tolerance if tolerance is None else float(tolerance)
     mesh, asked_for = as_mesh(mesh), kept_in(checkpoint, resume)
-    keeper = asked_for and Keeper(Directory(asked_for[0]), asked_for[1])
     if is_of_several_processes(mesh) and goal == "time":
         raise ValueError(
             'goal="time" goes by what each process measures, and they would not agree. For a mesh of several processes give '
             'goal="depth".'
         )
-    first = step.init(params, stats)
-    tabulated = step.prepared(min(num_steps, TABLE))
-    evolution, floating, clock = validated(tabulated, first, num_steps)
-    state, progress = evolution.merge(floating, clock), progress or Progress()
-    asked = {"num_steps": num_steps, "tolerance": tolerance, "goal": goal, "window": window, "coarse": words(coarse)}
-    if keeper:
-        asked |= {"origin": digest(state), **beginning(evolution, floating, clock)}
-    run = Run(step, state, num_steps, tolerance, DEFAULT_TOLERANCE, progress, asked, tabulated, mesh=mesh)
-    longest = min(window or most_steps(floating), num_steps)
-    pace = keeper and keeper.resumed(run)
-    require_agreement(mesh, run.done)
-    if pace is None and (
-        refusal := dependence(evolution, floating, clock) or difference_when_batched(evolution, floating, clock, num_steps)
-    ):
-        pace = OneByOne(refusal.removesuffix("."), TABLE)
-    elif pace is None and goal == "depth":
-        pace = InWindows(longest)
-    elif pace is None:
-        pace = _fastest(run, plan, evolution, floating, clock, longest)
-        if keeper and run.done:
-            keeper.save(run, pace)
-    if isinstance(pace, InWindows) and pace.coarse:
-        run.take(named(pace.coarse))
-    try:
-        pace = _to_the_end(run, pace, keeper)
-    except KeyboardInterrupt:
-        kept = f"; {keeper.directory.path} has what was reached: go on with resume=True" if keeper else ""
-        logger.warning("interrupted after step %d of %d%s", run.done, run.num_steps, kept)
-        raise
-    solution = solution_of(run)
-    progress.end(solution)
-    if not solution.converged:
-        if throw:
-            raise ConvergenceError(solution.reason + ".", solution)
-        logger.warning("%s", solution.reason)
-    return solution
+    # Somebody who writes there already is told of before anything is computed.
+    with nullcontext() if asked_for is None else Keeper(Directory(asked_for[0]), asked_for[1], mesh) as keeper:
+        first = step.init(params, stats)
+        tabulated = step.prepared(min(num_steps, TABLE))
+        evolution, floating, clock = validated(tabulated, first, num_steps)
+        state, progress = evolution.merge(floating, clock), progress or Progress()
+        asked = {"num_steps": num_steps, "tolerance": tolerance, "goal": goal, "window": window, "coarse": words(coarse)}
+        if keeper:
+            asked["origin"] = digest(state)
+        run = Run(step, state, num_steps, tolerance, DEFAULT_TOLERANCE, progress, asked, tabulated, mesh=mesh)
+        longest = min(window or most_steps(floating), num_steps)
+        pace = keeper and keeper.resumed(run)
+        require_agreement(mesh, run.done)
+        if pace is None and (
+            refusal := dependence(evolution, floating, clock) or difference_when_batched(evolution, floating, clock, num_steps)
+        ):
+            pace = OneByOne(refusal.removesuffix("."), TABLE)
+        elif pace is None and goal == "depth":
+            pace = InWindows(longest)
+        elif pace is None:
+            pace = _fastest(run, plan, evolution, floating, clock, longest)
+            if keeper and run.done:
+                keeper.save(run, pace)
+        if isinstance(pace, InWindows) and pace.coarse:
+            run.take(named(pace.coarse))
+        try:
+            pace = _to_the_end(run, pace, keeper)
+        except KeyboardInterrupt:
+            kept = f"; {keeper.directory.path} has what was reached: go on with resume=True" if keeper else ""
+            logger.warning("interrupted after step %d of %d%s", run.done, run.num_steps, kept)
+            raise
+        solution = solution_of(run)
+        progress.end(solution)
+        if not solution.converged:
+            if throw:
+                raise ConvergenceError(solution.reason + ".", solution)
+            logger.warning("%s", solution.reason)
+        return solution
 
 
 def _require(num_steps, goal, plan, tolerance, window, throw, progress) -> None:
@@ -215,8 +217,7 @@ def _require_same(plan: Plan, run: Run, evolution, floating, clock) -> None:
     same = plan.num_steps == run.num_steps and digest(plan.state) == digest(run.origin)
     if same:
         planned = Evolution(plan.step.prepared(min(run.num_steps, TABLE)), plan.state)
-        begun = beginning(planned, floating, clock), beginning(evolution, floating, clock)
-        same = all(map(is_same, *(each.values() for each in begun)))
+        same = not any(difference(taken(planned, floating, clock), evolution, floating, clock))
     if not same:
         raise ValueError(
             f"plan is for another run, of {plan.num_steps:,} steps with a first state and a first update of its own: make one "

@@ -153,7 +153,7 @@ def solve_window(
         compile_ahead(attempt.cycle, u0)
         if keep and kept:
             attempt.take_up(kept)
-            (c, before), kept = keep.points(kept, hierarchy[0]), None
+            (c, before), kept = keep.points(kept, hierarchy[0], attempt.cycle.evolution), None
         else:
             c, before = first_guess(attempt.cycle, u0, initial_guess), u0
             if initial_guess == "graded" and adaptation.to_iterate(attempt.cycle, c, 0):

@@ -1,7 +1,8 @@
 """What is known of a run, on disk."""
 
 from ._arrays import digest as digest, from_arrays as from_arrays, to_arrays as to_arrays
-from ._directory import Checkpoint as Checkpoint, Directory as Directory, kept_in as kept_in
+from ._directory import Checkpoint as Checkpoint, Directory as Directory
 from ._iterates import Iterates as Iterates
 from ._keeper import Keeper as Keeper
-from ._same_run import beginning as beginning, is_same as is_same
+from ._place import kept_in as kept_in
+from ._same_run import difference as difference, taken as taken

@@ -4,7 +4,8 @@ import hashlib
 import importlib
 import json
 import logging
-import os
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,53 +15,87 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from .._adaptation import Event, Refined, Shown
+from .._evolution import Evolution
 from .._guess import own
 from .._hierarchy import Level
 from .._keeping import Iterate
-from .._layout import AXIS, Layout, replicated
+from .._layout import AXIS, Layout, local, replicated
 from .._optional import needs
-from .._points import Points
+from .._points import Points, states_at
 from .._sharing import count, require_agreement
 from ._arrays import from_arrays, to_arrays
-from ._directory import directory
-from ._same_run import require_same
+from ._facts import Unusable, require_kinds
+from ._lock import Lock
+from ._same_run import require_same, require_same_step, taken
 
 
 logger = logging.getLogger("gritax")
 
+_FORMAT = 2
 _KEPT = 2
+_KINDS = {
+    "place": int,
+    "asked": dict,
+    "first": dict,
+    "next": dict,
+    "events": list,
+    "layout": dict,
+    "sum": int,
+    "number": int,
+    "shown_before": int,
+    "norms": list,
+    "relaxed": list,
+    "exact_steps": list,
+    "seconds": list,
+    "front": int,
+    "depth_by_lanes": list,
+    "depth_by_level": list,
+    "work": int,
+}
 
 
 class Iterates:
     """The iterates of one solve in a directory, by orbax, the last two of them. `asked` is what makes it that solve.
 
     C-points are kept as the devices have them. As many devices read their own; others read all of them, to share them anew.
-    `state` is the initial one, (floating leaves, clocks).
+    `step` is the first one, (evolution, floating leaves, clocks). With `with`, which lets no other solve write there.
 
     Raises `ValueError` for a directory that cannot be used, and for iterates in it that are of another solve, or of one that
     is not to be resumed.
     """
 
-    def __init__(
-        self, path: str | os.PathLike, resume: bool, mesh: Mesh | None, asked: dict[str, Any], state: tuple, stored: PyTree
-    ):
-        self._ocp, self._mesh, self._asked, self._state, self._stored = _orbax(), mesh, asked, state, stored
-        self.path = directory(path).absolute()
-        self._manager = self._opened()
-        places = sorted(self._manager.all_steps(), reverse=True)
-        self._next = places[0] + 1 if places else 0
-        if places and not resume:
-            raise ValueError(
-                f"checkpoint: {self.path} has iterates already: go on with resume=True, or name another directory."
-            )
-        self.latest = next(filter(None, map(self._read, places)), None)
-        if places and self.latest is None:
-            raise ValueError(f"resume: no iterate in {self.path} is whole. Start again in another directory, or delete them.")
-        require_agreement(mesh, self.latest.facts["number"] if self.latest else 0)
+    def __init__(self, path: Path, resume: bool, mesh: Mesh | None, asked: dict[str, Any], step: tuple):
+        self._ocp, self._mesh, self._asked, self._step = _orbax(), mesh, asked, step
+        self.path, self._resume, self.latest, self._next = path, resume, None, 0
+        self._first, self._held = taken(*step), ExitStack()
+        devices = [] if mesh is None else mesh.devices.flat
+        self._processes = {device.process_index for device in devices} or {jax.process_index()}
+
+    def __enter__(self) -> "Iterates":
+        with ExitStack() as held:
+            if jax.process_index() == min(self._processes):
+                held.enter_context(Lock(self.path))
+            self._manager = self._opened()
+            places = sorted(self._manager.all_steps(), reverse=True)
+            self._next = places[0] + 1 if places else 0
+            if places and not self._resume:
+                raise ValueError(
+                    f"checkpoint: {self.path} has iterates already: go on with resume=True, or name another directory."
+                )
+            self.latest = next(filter(None, map(self._read, places)), None)
+            if places and self.latest is None:
+                raise ValueError(
+                    f"resume: no iterate in {self.path} is whole. Start again in another directory, or put a whole one there."
+                )
+            require_agreement(self._mesh, self.latest.facts["number"] if self.latest else 0)
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._held.close()
 
     def _opened(self) -> Any:
-        ocp, mesh = self._ocp, self._mesh
-        processes = {jax.process_index()} if mesh is None else {device.process_index for device in mesh.devices.flat}
+        ocp, processes = self._ocp, self._processes
         alone = len(processes) < jax.process_count()
         taking_part = ocp.options.MultiprocessingOptions(
             primary_host=min(processes),
@@ -72,45 +107,71 @@ class Iterates:
         )
         return ocp.CheckpointManager(self.path, options=options)
 
-    def save(self, level: Level, c: Points, final: PyTree[Array], events: list[Event], facts: dict[str, Any]) -> None:
+    def save(
+        self,
+        level: Level,
+        evolution: Evolution,
+        c: Points,
+        final: PyTree[Array],
+        events: list[Event],
+        facts: dict[str, Any],
+    ) -> None:
         args, shown = self._ocp.args, [each.states for each in events if isinstance(each, Shown)]
         told = [each.reason if isinstance(each, Refined) else [each.iteration, each.starts.tolist()] for each in events]
         points, shown = jax.tree.leaves((c, final)), to_arrays(shown)
-        facts |= {"asked": self._asked, "events": told, "layout": _places(level.layout), "sum": int(_sum([*points, *shown]))}
-        items = {"facts": args.JsonSave({"facts": facts, "digest": _digest(facts)})}
+        facts |= {"place": self._next, "asked": self._asked, "first": self._first, "events": told}
+        facts["next"] = taken(*self._next_step(level, evolution, c, facts["front"]))
+        facts |= {"layout": _places(level.layout), "sum": int(_sum([*points, *shown]))}
+        items = {"facts": args.JsonSave({"format": _FORMAT, "facts": facts, "digest": _digest(facts)})}
         items["points"] = args.StandardSave(_named(points))
         if shown:
             items["shown"] = args.StandardSave(_named(shown))
         self._manager.save(self._next, args=args.Composite(**items), force=True)
         self._next += 1
 
+    def _next_step(self, level: Level, evolution: Evolution, c: Points, front: int) -> tuple[Evolution, Any, Any, int]:
+        """(evolution, floating leaves, clocks, number) of the step after those that are exact, or of the last that begins at a
+        C-point: those before it are not computed again.
+        """
+        point = min(front, (level.size - 1) // level.factor)
+        evolution, floating = local((evolution, states_at(level, c, np.int32(point))), self._mesh)
+        return evolution, evolution.natural(floating), evolution.clock(jnp.int32(point * level.factor)), point * level.factor
+
     def _read(self, place: int) -> Iterate | None:
-        """The iterate there, or None if it is damaged. Raises `ValueError` if it is of another solve."""
+        """The iterate there, or None if it cannot be used. Raises `ValueError` if it is of another solve."""
         try:
             found = self._restored(place, facts=self._ocp.args.JsonRestore())
+            if (form := found.get("format", 1)) != _FORMAT:
+                raise Unusable(f"of format {form}, written by another version of gritax, while this one reads {_FORMAT}")
             facts = found["facts"]
             _require_whole(found["digest"] == _digest(facts))
+            require_kinds(facts, _KINDS)
+            require_kinds(facts["asked"], dict.fromkeys(self._asked, object))
+            if facts["place"] != place:
+                raise Unusable(f"renamed, for it says that it is {facts['place']}")
         except Exception as error:  # whatever orbax makes of a file that was cut short
-            return self._damaged(place, error)
+            return self._unusable(place, error)
         require_same(f"the solve in {self.path}", facts["asked"], self._asked)
+        require_same_step(f"the solve in {self.path}", 0, facts["first"], *self._step)
         try:
-            like = (self._c(facts["layout"]), jax.tree.map(np.asarray, self._state[0]))
+            like = (self._c(facts["layout"]), jax.tree.map(np.asarray, self._step[1]))
             points = self._arrays(place, "points", jax.tree.leaves(like))
             c, final = jax.tree.unflatten(jax.tree.structure(like), points)
             like = [self._at_points(len(each[1])) for each in facts["events"] if isinstance(each, list)]
             shown = self._arrays(place, "shown", to_arrays(like)) if like else []
             _require_whole(facts["sum"] == int(_sum([*points, *shown])))
             shown = iter(from_arrays(like, shown))
+            events = [
+                Refined(each) if isinstance(each, str) else Shown(each[0], np.array(each[1], np.int32), next(shown))
+                for each in facts["events"]
+            ]
         except Exception as error:
-            return self._damaged(place, error)
-        events = [
-            Refined(each) if isinstance(each, str) else Shown(each[0], np.array(each[1], np.int32), next(shown))
-            for each in facts["events"]
-        ]
+            return self._unusable(place, error)
         return Iterate(facts, events, c, final)
 
-    def _damaged(self, place: int, error: Exception) -> None:
-        logger.warning("%s is damaged; the iterate before it is used (%s)", self.path / str(place), error)
+    def _unusable(self, place: int, error: Exception) -> None:
+        kind, why = (error, "") if isinstance(error, Unusable) else ("damaged", f" ({error})")
+        logger.warning("%s is %s; the iterate before it is used%s", self.path / str(place), kind, why)
 
     def _restored(self, place: int, **item: Any) -> Any:
         (name,) = item
@@ -129,39 +190,48 @@ class Iterates:
             shape = (places["total"], *x.shape)
             return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding) if sharding and x.size else np.empty(shape, x.dtype)
 
-        return jax.tree.map(like, self._stored)
+        evolution, floating, _ = self._step
+        return jax.tree.map(like, jax.eval_shape(evolution.stored, floating))
 
     def _at_points(self, count: int) -> PyTree[Array]:
         """What states that phi was shown look like."""
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), self._state)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), self._step[1:])
 
-    def points(self, iterate: Iterate, level: Level) -> tuple[Points, PyTree[Array]]:
-        """(C-points of `level`, the final state) of an iterate, on the devices that are to have them now."""
-        before, now = iterate.facts["layout"], _places(level.layout)
-        final = replicated(jax.tree.map(jnp.asarray, iterate.final), self._mesh)
+    def points(self, iterate: Iterate, level: Level, evolution: Evolution) -> tuple[Points, PyTree[Array]]:
+        """(C-points of `level`, the final state) of an iterate, on the devices that are to have them now.
+
+        Raises `ValueError` if they are of another evolution, or at other points.
+        """
+        c, final = self._at(level, iterate.facts["layout"], iterate.c), jax.tree.map(jnp.asarray, iterate.final)
+        step = self._next_step(level, evolution, c, iterate.facts["front"])
+        require_same_step(f"the solve in {self.path}", step[-1], iterate.facts["next"], *step)
+        return c, replicated(final, self._mesh)
+
+    def _at(self, level: Level, before: dict[str, int], c: Points) -> Points:
+        now = _places(level.layout)
         if before == now:
-            return jax.tree.map(jnp.asarray, iterate.c), final
+            return jax.tree.map(jnp.asarray, c)
         if before["count"] != now["count"] or before.get("devices") == now.get("devices"):
             raise ValueError(
                 f"resume: the solve in {self.path} has {before['count']:,} C-points, phi asks for {now['count']:,} now, or for "
                 "others on each device. Give it the same phi, or start again in another directory."
             )
-        c = jax.tree.map(lambda x: jnp.asarray(_in_order(x, before)), iterate.c)
-        return own(level, replicated(c, self._mesh)), final
+        return own(level, replicated(jax.tree.map(lambda x: jnp.asarray(_in_order(x, before)), c), self._mesh))
 
 
 def _digest(facts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_FORMAT, facts], sort_keys=True).encode()).hexdigest()
 
 
 @jax.jit
 def _sum(arrays: list[Array]) -> Array:
     """Of all bytes, each times an odd number of its place, modulo 2^32: another one if any byte is. The same on all devices."""
-    total = jnp.uint32(0)
+    total, place = jnp.uint32(0), 0
     for x in arrays:
         parts = jnp.stack([x.real, x.imag], -1) if jnp.iscomplexobj(x) else x
         octets = (parts if parts.dtype == bool else jax.lax.bitcast_convert_type(parts, jnp.uint8)).astype(jnp.uint32)
-        total += jnp.sum(octets.ravel() * (2 * jax.lax.iota(jnp.uint32, octets.size) + 1), dtype=jnp.uint32)
+        places = jax.lax.iota(jnp.uint32, octets.size) + jnp.uint32(place % 2**31)
+        total, place = total + jnp.sum(octets.ravel() * (2 * places + 1), dtype=jnp.uint32), place + octets.size
     return total
 
 

@@ -2,11 +2,14 @@
 
 import logging
 from collections import Counter
-from dataclasses import asdict
+from contextlib import ExitStack
+from copy import copy
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import equinox as eqx
 import jax
+from jax.sharding import Mesh
 
 from .._cycle import Cost
 from .._hierarchy import Hierarchy, Level
@@ -17,33 +20,78 @@ from .._sharing import is_of_several_processes
 from .._solution import WindowReport
 from ._arrays import from_arrays, to_arrays
 from ._directory import Checkpoint, Directory
-from ._same_run import beginning, require_same, require_same_step
+from ._facts import Unusable, built, require_kinds
+from ._same_run import require_same, require_same_step, taken
 
 
 logger = logging.getLogger("gritax")
 
+_KINDS = {
+    "asked": dict,
+    "first": dict,
+    "next": dict,
+    "pace": dict,
+    "depth_by_lanes": list,
+    "work": int,
+    "windows": list,
+    "restarts": list,
+    "coarse_steps": str,
+    "levels": list,
+    "travelled": float | int,
+    "size": float | int,
+    "is_finite": bool,
+    "lanes": int | None,
+    "sensitivity": dict,
+    "arrays": int,
+}
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a checkpoint says: the run as it was then, how it was to go on, and what it is known by."""
+
+    run: Run
+    pace: Pace
+    facts: dict[str, Any]
+
 
 class Keeper:
-    """Keeps a run in a directory, and takes it up again.
+    """Keeps a run in a directory, and takes it up again; with `with`, which lets nobody else write there.
 
-    Raises `ValueError` where there are checkpoints of an earlier run that is not to be resumed.
+    Of the processes of a mesh the first one writes, and the others read.
     """
 
-    def __init__(self, directory: Directory, resume: bool):
+    def __init__(self, directory: Directory, resume: bool, mesh: Mesh | None = None):
         self.directory, self._resume = directory, resume
-        if not resume and directory.files():
-            raise ValueError(
-                f"checkpoint: {directory.path} has checkpoints already ({directory.files()[0].name}): go on with resume=True, "
-                "or name another directory."
-            )
+        self._writes = not is_of_several_processes(mesh) or jax.process_index() == 0
+        self._first: dict[str, Any] = {}
+        self._held = ExitStack()
+
+    def __enter__(self) -> "Keeper":
+        """Raises `ValueError` where somebody else writes, or where an earlier run was kept that is not to be resumed."""
+        with ExitStack() as held:
+            if self._writes:
+                held.enter_context(self.directory.lock)
+            if not self._resume and (files := self.directory.files()):
+                raise ValueError(
+                    f"checkpoint: {self.directory.path} has checkpoints already ({files[0].name}): go on with resume=True, or "
+                    "name another directory."
+                )
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._held.close()
 
     def save(self, run: Run, pace: Pace) -> None:
-        following = beginning(*run.next_step()) if run.left and run.is_finite else {}
-        if is_of_several_processes(run.mesh) and jax.process_index() > 0:  # the first has written the same
+        following = taken(*run.next_step()) if run.left and run.is_finite else {}
+        if not self._writes:  # the first has written the same
             return
         found = run.sensitivity
         facts = {
             "asked": run.asked,
+            "first": self._first,
+            "next": following,
             "pace": pace_facts(pace),
             "depth_by_lanes": list(run.cost.by_lanes.items()),
             "work": run.cost.work,
@@ -51,42 +99,62 @@ class Keeper:
             "restarts": run.restarts,
             "coarse_steps": run.coarse_steps,
             "levels": [asdict(level) for level in run.hierarchy.levels] if run.hierarchy else [],
-            "travelled": [run.travelled, run.size],
+            "travelled": run.travelled,
+            "size": run.size,
             "is_finite": run.is_finite,
             "lanes": run.lanes,
-            "sensitivity": [found.growth, found.error, found.rounding],
-            "next": following,
+            "sensitivity": {"growth": found.growth, "error": found.error, "rounding": found.rounding},
         }
         state, direction = to_arrays(run.state), to_arrays(() if found.direction is None else found.direction)
         self.directory.save(Checkpoint(run.done, facts | {"arrays": len(state)}, [*state, *direction]))
 
     def resumed(self, run: Run) -> Pace | None:
-        """Takes `run` to where the newest checkpoint has it, and says how it goes on; None if there is no checkpoint.
+        """Takes `run`, which has not begun, to where the newest checkpoint has it, and says how it goes on; None without one.
 
         Raises `ValueError` if the checkpoint is of another run.
         """
-        found = self.directory.latest() if self._resume else None
+        what = f"the run in {self.directory.path}"
+        found = self.directory.latest(lambda checkpoint: _kept(what, checkpoint, run)) if self._resume else None
         if found is None:
+            self._first = taken(*run.next_step())
             return None
-        facts, count = found.facts, found.facts["arrays"]
-        state = from_arrays(run.state, found.arrays[:count])
-        require_same(f"the run in {self.directory.path}", facts["asked"], run.asked)
-        floating = eqx.filter(run.state, eqx.is_inexact_array)
-        direction = from_arrays(floating, found.arrays[count:]) if found.arrays[count:] else None
-        run.state, run.done = state, found.done
+        facts = found.facts
+        require_same_step(what, 0, facts["first"], *run.next_step())
+        self._first = facts["first"]
+        vars(run).update(vars(found.run))
         if facts["next"]:
-            now = beginning(*run.next_step())
-            require_same_step(f"the run in {self.directory.path}", run.done, facts["next"], now, facts["asked"])
-        run.cost = Cost(Counter(dict(facts["depth_by_lanes"])), facts["work"])
-        run.windows = [_report(window) for window in facts["windows"]]
-        run.restarts, run.coarse_steps = facts["restarts"], facts["coarse_steps"]
-        run.hierarchy = Hierarchy(tuple(Level(**level) for level in facts["levels"])) if facts["levels"] else None
-        (run.travelled, run.size), run.is_finite, run.lanes = facts["travelled"], facts["is_finite"], facts["lanes"]
-        run.sensitivity = Sensitivity(direction, *facts["sensitivity"])
+            require_same_step(what, run.done, facts["next"], *run.next_step())
         logger.info("resumed after step %d of %d", run.done, run.num_steps)
-        return pace_from(facts["pace"])
+        return found.pace
 
 
-def _report(facts: dict[str, Any]) -> WindowReport:
-    histories = {name: tuple(facts[name]) for name in ("residuals", "relative_residuals")}
-    return WindowReport(**{**facts, **histories})
+def _kept(what: str, checkpoint: Checkpoint, run: Run) -> _Kept:
+    """Raises `Unusable` for what `Keeper.save` has not written, and `ValueError` for what it has of another run."""
+    facts, then = checkpoint.facts, copy(run)
+    require_kinds(facts, _KINDS)
+    require_kinds(facts["asked"], dict.fromkeys(run.asked, object))
+    for step in (facts["first"], *filter(None, [facts["next"]])):
+        require_kinds(step, {"loss": float | int | None, "lengths": list})
+    state, direction = checkpoint.arrays[: facts["arrays"]], checkpoint.arrays[facts["arrays"] :]
+    then.state = from_arrays(run.state, state)
+    require_same(what, facts["asked"], run.asked)
+    if not 0 <= checkpoint.done <= run.num_steps:
+        raise Unusable(f"one of {checkpoint.done:,} steps, of which there are {run.num_steps:,}")
+    try:
+        pace = pace_from(facts["pace"])
+        built(type(pace), vars(pace))
+        require_kinds(facts["sensitivity"], dict.fromkeys(("growth", "error", "rounding"), float | int))
+        if direction:
+            direction = from_arrays(eqx.filter(run.state, eqx.is_inexact_array), direction)
+        then.sensitivity = Sensitivity(direction or None, **facts["sensitivity"])
+        then.cost = Cost(Counter(dict(facts["depth_by_lanes"])), facts["work"])
+        then.windows = [built(WindowReport, each) for each in facts["windows"]]
+        then.hierarchy = Hierarchy(tuple(built(Level, each) for each in facts["levels"])) if facts["levels"] else None
+    except Unusable:
+        raise
+    except Exception as error:  # whatever is wrong with what somebody else has written
+        raise Unusable(f"not what gritax.train keeps, {type(error).__name__}: {error}") from error
+    then.done, then.restarts, then.coarse_steps = checkpoint.done, facts["restarts"], facts["coarse_steps"]
+    then.travelled, then.size = facts["travelled"], facts["size"]
+    then.is_finite, then.lanes = facts["is_finite"], facts["lanes"]
+    return _Kept(then, pace, facts)
