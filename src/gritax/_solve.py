@@ -18,6 +18,7 @@ from ._convergence import ConvergenceError, require_tolerance
 from ._evolution import Phi, evaluations, optional
 from ._guess import InitialGuess, proposed_guess, require_known_guess
 from ._hierarchy import Multigrid
+from ._obstacles import require_no_obstacle
 from ._profile import Recording
 from ._sharing import as_mesh, is_of_several_processes, unshared
 from ._solution import Solution
@@ -119,6 +120,7 @@ def solve(
 
     def solved(phi, state, exactly):
         evolution, floating, clock = validated(prepared(phi, num_steps), state, num_steps)
+        require_no_obstacle(evolution, floating, clock)
         guess = proposed_guess(phi, method) if initial_guess is None else initial_guess
         require_known_guess(guess, evolution.merge(floating, clock))
         keep = None

@@ -15,6 +15,7 @@ from ._evolution import Evolution
 from ._hierarchy import Hierarchy, Multigrid
 from ._kernel import kernel
 from ._modes import predicted, transfer
+from ._obstacles import require_no_obstacle
 from ._validation import validated
 from .coarse._curvature import SPAN, largest_kappas
 from .coarse._slow import memory
@@ -133,6 +134,7 @@ def spectrum(step: TrainStep, state: TrainState, num_steps: int, method: Multigr
     (method or Multigrid()).hierarchy(num_steps)
     step = cast(TrainStep, prepared(step, int(num_steps)))
     evolution, floating, clock = validated(step, state, num_steps)
+    require_no_obstacle(evolution, floating, clock)
     along = points_along(int(num_steps))
     states = _trajectory(evolution, floating, clock, along)
     for after, finite in zip(along, _finite(states), strict=True):

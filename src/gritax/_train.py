@@ -12,9 +12,9 @@ from jaxtyping import Array, PyTree
 
 from ._arguments import require_steps, require_whole
 from ._attempt import Progress
-from ._clocks import dependence
 from ._convergence import DEFAULT_TOLERANCE, ConvergenceError, require_tolerance
 from ._evolution import Evolution
+from ._obstacles import obstacle
 from ._pace import InWindows, OneByOne, Pace
 from ._run import TABLE, Run
 from ._sharing import as_mesh, count, is_of_several_processes, require_agreement
@@ -125,7 +125,7 @@ def train(
     longest = min(window or most_steps(floating), num_steps)
     pace = keeper and keeper.resumed(run)
     require_agreement(mesh, run.done)
-    if pace is None and (refusal := dependence(evolution, floating, clock)):
+    if pace is None and (refusal := obstacle(evolution, floating, clock)):
         pace = OneByOne(refusal.removesuffix("."), TABLE)
     elif pace is None and goal == "depth":
         pace = InWindows(longest)
