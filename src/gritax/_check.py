@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from ._arguments import require_whole
 from ._clocks import tabulate
+from ._entry import entry
 from ._evolution import Evolution, Phi
 from ._hierarchy import Level, Multigrid
 from ._kernel import kernel
@@ -50,6 +51,7 @@ class CheckReport:
         return "\n".join([*lines, self.advice or "every coarse step is better than none"])
 
 
+@entry
 def check(phi: Phi, state: PyTree, num_steps: int, *, strides: tuple[int, ...] | None = None) -> CheckReport:
     """Tries `phi` on what a solve asks of it: a state of the same structure, finite, from the same values every time.
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._adaptation import points_along, prepared
+from ._entry import entry
 from ._evolution import Evolution
 from ._hierarchy import Hierarchy, Multigrid
 from ._kernel import kernel
@@ -104,6 +105,7 @@ def _shown(factor: float) -> str:
     return f"{factor:.3g}" if factor < 1 else "none"
 
 
+@entry
 def spectrum(step: TrainStep, state: TrainState, num_steps: int, method: Multigrid | None = None) -> Spectrum:
     r"""$\rho(x)$ for $0 < x \le \kappa$: the predicted convergence factor of `solve` with the same arguments.
 

@@ -28,16 +28,23 @@ def is_number(leaf) -> bool:
 def as_arrays(state: PyTree, constant: PyTree | None = None) -> PyTree:
     """The state with its numbers as strongly typed arrays; flags, strings and functions stay as they are.
 
-    So do the leaves that `constant`, a pytree of bools, marks.
+    So do the leaves that `constant`, a pytree of bools, marks. Raises ValueError for what JAX has no arrays of.
     """
 
-    def convert(leaf, is_constant=False):
-        if not is_constant and (is_data(leaf) or is_number(leaf)):
+    def convert(path, leaf, is_constant=False):
+        if is_constant or not (is_data(leaf) or is_number(leaf)):
+            return leaf
+        try:
             array = jnp.asarray(leaf)
-            return jax.lax.convert_element_type(array, array.dtype)
-        return leaf
+        except (TypeError, OverflowError) as error:
+            kind = getattr(leaf, "dtype", leaf)
+            raise ValueError(
+                f"{leaf_name(path)} is {kind}, of which JAX has no arrays: make it float32, float64 or an integer of at most "
+                "64 bits, or keep it out of the tree."
+            ) from error
+        return jax.lax.convert_element_type(array, array.dtype)
 
-    return jax.tree.map(convert, state) if constant is None else jax.tree.map(convert, state, constant)
+    return jax.tree.map_with_path(convert, state, *(() if constant is None else (constant,)))
 
 
 def called(name: str, argument: str, function: Callable[[PyTree, Any], PyTree], state: PyTree, step: Any) -> PyTree:

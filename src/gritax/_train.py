@@ -10,9 +10,10 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from ._arguments import require_steps, require_whole
+from ._arguments import require_bool, require_steps, require_whole
 from ._attempt import Progress
 from ._convergence import DEFAULT_TOLERANCE, ConvergenceError, require_tolerance
+from ._entry import entry
 from ._evolution import Evolution
 from ._obstacles import obstacle
 from ._pace import InWindows, OneByOne, Pace
@@ -38,6 +39,7 @@ _TRIALS, _PILOT = 80, 400
 _SHORTEST = 1.0  # seconds of serial training, where all is compiled
 
 
+@entry
 def train(
     loss: Callable[..., Any],
     optimizer: optax.GradientTransformation,
@@ -163,8 +165,7 @@ def _require(num_steps, goal, plan, tolerance, window, throw, progress) -> None:
         raise ValueError("tolerance must be above 0 here: training goes on until it is reached.")
     if window is not None:
         require_whole("window", window, 1)
-    if not isinstance(throw, bool):
-        raise ValueError(f"throw must be True or False, not {throw!r}.")
+    require_bool("throw", throw)
     if progress is not None and not isinstance(progress, Progress):
         raise ValueError(f"progress must be a gritax.Progress, such as gritax.progress.Lines(), not {progress!r}.")
 

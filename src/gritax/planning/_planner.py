@@ -18,6 +18,7 @@ from jaxtyping import Array, PyTree
 from .._adaptation import prepared
 from .._arguments import require_steps, require_whole
 from .._attempt import Bounds, Progress
+from .._entry import entry
 from .._evolution import Evolution
 from .._obstacles import obstacle
 from .._serial import advance, solve_serial
@@ -45,6 +46,7 @@ def can_pay(speeds: Speeds, devices: int = 1) -> bool:
     return speeds.gain * devices > LEAST_WORK
 
 
+@entry
 def plan(
     loss: Any,
     optimizer: optax.GradientTransformation,

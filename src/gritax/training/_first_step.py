@@ -19,6 +19,8 @@ from ._composite_loss import CompositeLoss
 
 def require_usable(step: Any, params: PyTree, stats: PyTree) -> PyTree:
     """The optimizer's first state for `params`. Raises `ValueError`, naming what is wrong."""
+    for tree in (params, stats):
+        as_arrays(tree)  # what JAX has no arrays of is named
     _require_trainable(step, params)
     _require_pure(step)
     if jax.tree.leaves(stats) and not step.has_aux:
