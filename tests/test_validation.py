@@ -159,7 +159,7 @@ def test_nothing_runs_before_the_arguments_are_known_to_fit():
             gritax.solve(phi, 1.0, 100, **options)
 
 
-@pytest.mark.parametrize("leaf", [np.array("x"), np.ones(2, np.longdouble), np.array([None]), 10**30])
+@pytest.mark.parametrize("leaf", [np.array("x"), np.ones(2, np.longdouble), np.array([None])])
 @pytest.mark.parametrize("solve", [gritax.solve, gritax.solve_serial])
 def test_what_jax_has_no_arrays_of(solve, leaf):
     with pytest.raises(ValueError, match=r"leaf \['odd'\] is .*, of which JAX has no arrays"):
