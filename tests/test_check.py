@@ -46,13 +46,13 @@ def test_strides_beyond_the_run_are_left_out():
 
 def test_hidden_randomness_is_found():
     generator = np.random.default_rng(0)
-    with pytest.raises(ValueError, match=r"random numbers of its own|gave two results for the same arguments"):
+    with pytest.raises(ValueError, match="gave two results for the same arguments"):
         gritax.check(lambda u, start, stride: u * generator.random(), jnp.ones(2), 50)
 
 
 def test_a_counter_of_its_own_is_found():
     counter = itertools.count()
-    with pytest.raises(ValueError, match=r"never from a counter|has changed since"):
+    with pytest.raises(ValueError, match="never from a counter"):
         gritax.check(lambda u, start, stride: u * 0.9 + next(counter), jnp.ones(2), 50)
 
 
@@ -63,9 +63,9 @@ def test_a_value_that_changed_after_compilation_is_found():
         return u - rate["of"] * stride * u
 
     assert gritax.check(phi, 1.0, 40).ok
-    rate["of"] = 0.02
-    with pytest.raises(ValueError, match="something that it reads from outside has changed"):
-        gritax.check(phi, 1.0, 40)
+    for rate["of"] in (0.02, 0.04):
+        for solve in (gritax.solve_serial, lambda *arguments: gritax.solve(*arguments).state):
+            np.testing.assert_allclose(solve(phi, jnp.ones(()), 40), (1 - rate["of"]) ** 40, rtol=1e-6)
 
 
 def test_a_coarse_step_that_is_not_finite_is_named():

@@ -226,3 +226,63 @@ def test_steps_that_are_all_alike_are_those_of_the_loop(optimizer, dtype, num_st
 )
 def test_what_is_not_linear_element_by_element_is_replayed(optimizer):
     assert linear(optimizer, small.params()) is None
+
+
+def _sam():
+    return optax.contrib.sam(optax.sgd(0.1), optax.chain(optax.contrib.normalize(), optax.sgd(0.05)), sync_period=2)
+
+
+def _loop(optimizer, loss, params, takes_value, steps):
+    batch = small.batches()
+
+    def step(carry, i):
+        params, state = carry
+        value, gradient = jax.value_and_grad(loss)(params, batch(i))
+        updates, state = optimizer.update(gradient, state, params, **({"value": value} if takes_value else {}))
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.jit(lambda: jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))[0][0])()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "takes_value"),
+    [
+        (_sam(), False),
+        (optax.chain(_sam(), optax.scale(0.5)), False),
+        (optax.polyak_sgd(max_learning_rate=0.02), True),
+        (optax.chain(optax.sgd(0.02), optax.contrib.reduce_on_plateau()), True),
+        (optax.contrib.schedule_free_sgd(0.02), False),
+        (optax.contrib.prodigy(1.0), False),
+        (optax.lbfgs(0.02, linesearch=None), False),
+        (optax.sgd(np.float64(0.02), momentum=np.float64(0.8)), False),
+    ],
+)
+def test_serial_steps_are_those_of_a_loop(optimizer, takes_value):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        wanted = _loop(optimizer, small.loss, small.params(), takes_value, 12)
+        found = gritax.train(small.loss, optimizer, small.batches(), small.params(), 12)
+    assert small.distance(found.params, wanted) <= 1e-12
+
+
+def test_an_optimizer_that_wants_a_part_of_the_gradient_is_wrapped():
+    ahead = optax.lookahead(optax.sgd(0.02), sync_period=5, slow_step_size=0.5)
+    wrapped = optax.GradientTransformation(ahead.init, lambda updates, state, params: ahead.update(updates.fast, state, params))
+    loss = lambda params, batch: small.loss(params.fast, batch)
+    first = optax.LookaheadParams.init_synced(small.params())
+    with pytest.raises(ValueError, match=r"optimizer\.update fails .*optax\.lookahead"):
+        gritax.train(loss, ahead, small.batches(), first, 12)
+    found = gritax.train(loss, wrapped, small.batches(), first, 12)
+    assert small.distance(found.params, _loop(wrapped, loss, first, False, 12)) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (optax.lbfgs(), r"optimizer\.update fails .*'value_fn'.*no function of the loss"),
+        (optax.sgd(0.1, momentum=np.float64(0.9)), r"changes leaf .*float32\[3\] to float64\[3\].*make it a Python float"),
+    ],
+)
+def test_optimizers_that_cannot_be_taken_are_refused(optimizer, message):
+    step = gritax.TrainStep(lambda w, x: jnp.sum((w - x) ** 2), optimizer, lambda step: jnp.ones(3, "float32"))
+    with pytest.raises(ValueError, match=message):
+        step.init(jnp.zeros(3, "float32"))

@@ -1,5 +1,7 @@
 """TrainStep and RescaledRate against training loops and formulas written by hand."""
 
+import gc
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -237,3 +239,11 @@ def test_averaging_labels_is_refused():
     )
     with pytest.raises(ValueError, match='data="averaged"'):
         gritax.solve(step, step.init(jnp.ones(3)), 40)
+
+
+def test_a_solution_keeps_one_copy_of_the_states_for_its_losses():
+    step = gritax.TrainStep(lambda w, b: jnp.sum((w - b) ** 2), optax.sgd(0.01), lambda step: jnp.ones(7))
+    solution = gritax.solve(step, step.init(jnp.zeros(7)), 84, gritax.Multigrid(4))
+    gc.collect()
+    assert len([x for x in jax.live_arrays() if x.shape[1:] == (7,) and x.shape[0] >= 21]) == 1
+    assert solution.losses.shape == (84,)

@@ -60,9 +60,12 @@ def test_an_optimizer_that_begins_with_infinity():
     best = optax.GradientTransformation(
         lambda params: {"best": jnp.full((), jnp.inf)}, lambda g, state, params=None: (g, state)
     )
-    optimizer = optax.chain(optax.sgd(0.1), best)
-    with pytest.raises(ValueError, match=r"\['best'\].* for optax.contrib.reduce_on_plateau, .* take a schedule of the step"):
-        gritax.train(lambda w, x: jnp.sum((w - x) ** 2), optimizer, lambda step: jnp.ones(2), jnp.zeros(2), 40)
+    step = gritax.TrainStep(lambda w, x: jnp.sum((w - x) ** 2), optax.chain(optax.sgd(0.1), best), lambda step: jnp.ones(2))
+    trained = gritax.train(step.loss, step.optimizer, step.batch, jnp.zeros(2), 40)
+    np.testing.assert_allclose(trained.params, 1 - 0.8**40, rtol=1e-12)
+    assert "['best']" in trained.reason
+    with pytest.raises(ValueError, match=r"\['best'\].*reduce_on_plateau.* a schedule of the step"):
+        gritax.solve(step, step.init(jnp.zeros(2)), 40)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,7 @@ def test_an_optimizer_that_begins_with_infinity():
         ({"tolerance": -1e-9}, "tolerance must be a number of at least 0"),
         ({"tolerance": float("nan")}, "tolerance"),
         ({"tolerance": "tight"}, "tolerance"),
+        ({"throw": "x"}, "throw must be True or False"),
         ({"max_iterations": -1}, "max_iterations must be a whole number of at least 0"),
         ({"initial_guess": "random"}, "initial_guess must be"),
         (
@@ -155,12 +159,42 @@ def test_nothing_runs_before_the_arguments_are_known_to_fit():
             gritax.solve(phi, 1.0, 100, **options)
 
 
-def test_a_phi_that_is_not_hashable_is_explained():
-    class Unhashable:
-        __hash__ = None
+@pytest.mark.parametrize("leaf", [np.array("x"), np.ones(2, np.longdouble), np.array([None])])
+@pytest.mark.parametrize("solve", [gritax.solve, gritax.solve_serial])
+def test_what_jax_has_no_arrays_of(solve, leaf):
+    with pytest.raises(ValueError, match=r"leaf \['odd'\] is .*, of which JAX has no arrays"):
+        solve(lambda s, i, m: {**s, "w": _ok(s["w"], i, m)}, {"w": jnp.ones(2), "odd": leaf}, 40)
 
-        def __call__(self, u, start, stride):
-            return u
 
-    with pytest.raises(ValueError, match="neither an array nor hashable"):
-        gritax.solve(Unhashable(), 1.0, 40)
+def test_what_cannot_be_mapped_is_solved_serially():
+    def phi(u, start, stride):
+        return jax.pure_callback(lambda x: np.asarray(x) * 0.5, jax.ShapeDtypeStruct((2,), float), u)
+
+    np.testing.assert_array_equal(gritax.solve_serial(phi, jnp.ones(2), 3), np.full(2, 0.125))
+    for solve in (gritax.solve, gritax.check):
+        with pytest.raises(ValueError, match=r"vmap of phi fails: .*vmap_method.*gritax\.solve_serial"):
+            solve(phi, jnp.ones(2), 40)
+
+
+@pytest.mark.parametrize("save_every", [7, 40, 41, 10**30])
+def test_states_are_saved_as_often_as_there_are_steps(save_every):
+    states = gritax.solve(_ok, jnp.ones(2), 40, save_every=save_every).states
+    assert states.shape == (40 // save_every, 2)
+
+
+def test_no_transfer_is_the_users():
+    step = gritax.TrainStep(lambda w, x: jnp.sum((w - x) ** 2), optax.sgd(0.1), lambda step: jnp.ones(2))
+    first = jnp.zeros(2)
+    with jax.transfer_guard("disallow"):
+        solution = gritax.solve(step, step.init(first), 40)
+        trained = gritax.train(step.loss, step.optimizer, step.batch, first, 40)
+        assert solution.losses.shape == (40,)
+        serial = gritax.solve_serial(step, step.init(first), 40)
+    np.testing.assert_array_equal(trained.params, serial.params)
+
+
+def test_a_process_forked_after_the_first_call(monkeypatch):
+    gritax.solve_serial(_ok, 1.0, 1)
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    with pytest.raises(RuntimeError, match="forked from one that had used gritax"):
+        gritax.solve(_ok, 1.0, 40)

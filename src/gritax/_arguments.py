@@ -15,6 +15,12 @@ def require_whole(name: str, value, least: int) -> None:
             raise ValueError(f"{name} must be a whole number of at least {least}, not {each!r}.")
 
 
+def require_bool(name: str, value) -> None:
+    """Raises ValueError for what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, not {value!r}.")
+
+
 def require_steps(num_steps) -> None:
     """Raises ValueError unless there are steps, and no more than can be counted."""
     require_whole("num_steps", num_steps, 1)

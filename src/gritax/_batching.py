@@ -51,7 +51,7 @@ def difference_when_batched(evolution: Evolution, floating: PyTree[Array], clock
             if not _is_same(x, y[1], z[1]):
                 return (
                     f"step {start} changes {leaf_name(path[1:])} otherwise when it is evaluated together with other steps, by "
-                    f"jax.vmap, than by itself ({', '.join(sorted(suspects))})"
+                    f"jax.vmap, than by itself ({', '.join(sorted(suspects))})."
                 )
     return ""
 

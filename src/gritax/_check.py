@@ -11,12 +11,14 @@ from jaxtyping import Array, PyTree
 
 from ._arguments import require_whole
 from ._clocks import tabulate
+from ._entry import entry
 from ._evolution import Evolution, Phi
 from ._hierarchy import Level, Multigrid
 from ._kernel import kernel
 from ._norms import norm
+from ._obstacles import require_no_obstacle
 from ._state import at_leaf
-from ._validation import first_step, validated
+from ._validation import validated
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class CheckReport:
         return "\n".join([*lines, self.advice or "every coarse step is better than none"])
 
 
+@entry
 def check(phi: Phi, state: PyTree, num_steps: int, *, strides: tuple[int, ...] | None = None) -> CheckReport:
     """Tries `phi` on what a solve asks of it: a state of the same structure, finite, from the same values every time.
 
@@ -77,7 +80,7 @@ def check(phi: Phi, state: PyTree, num_steps: int, *, strides: tuple[int, ...] |
     every coarse step is better than none
     """
     evolution, floating, clock = validated(phi, state, num_steps)
-    _require_current(evolution, floating, clock)
+    require_no_obstacle(evolution, floating, clock, num_steps)
     if strides is None:
         strides = tuple(2**k for k in range(1, 11) if 2**k <= Multigrid().hierarchy(num_steps)[-1].stride)
     if not isinstance(strides, tuple | list):
@@ -109,18 +112,6 @@ def _advice(found: list[Consistency]) -> str:
         f"{reach}: at {wrong[0]} one is further off than standing still. Limit its rate (for RescaledRate, max_factor), look "
         "at its data, or use fewer levels"
     )
-
-
-def _require_current(evolution: Evolution, floating, clock) -> None:
-    """The compiled step of earlier calls must be that of phi as it is now."""
-    compiled = first_step(evolution, floating, clock)[0]
-    now = jax.jit(lambda u, clock: evolution.advance(u, clock, jnp.int32(0), 1)[0])(floating, clock)
-    if not jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y, equal_nan=True), compiled, now)):
-        raise ValueError(
-            "phi does not do what it did when it was first compiled: it draws random numbers of its own, or something that it "
-            "reads from outside has changed since. Make a new function, or keep what changes in an array in a field of an "
-            "equinox.Module."
-        )
 
 
 def _require_repeatable(evolution: Evolution, floating, clock, stride: int, num_steps: int) -> None:

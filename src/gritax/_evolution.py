@@ -12,36 +12,11 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._arguments import require_whole
-from ._state import called, is_data
+from ._state import called
+from ._static import Static, data_of
 
 
 Phi = Callable[[PyTree, Any, int], PyTree]
-
-
-class _Static:
-    """The part of a pytree that is no data, hashable so that compiled kernels can be told apart by it."""
-
-    def __init__(self, tree: PyTree, name: str):
-        leaves, self.structure = jax.tree.flatten(tree)
-        self.leaves = tuple(None if is_data(leaf) else leaf for leaf in leaves)
-        try:
-            self._hash = hash((self.leaves, self.structure))
-        except TypeError as error:
-            raise ValueError(
-                f"{name} holds something that is neither an array nor hashable ({error}). Turn it into an array, "
-                "or close over it in a function."
-            ) from error
-
-    def with_data(self, data: Iterable[Array]) -> PyTree:
-        """The pytree with `data` in place of its arrays, in their order."""
-        data = iter(data)
-        return jax.tree.unflatten(self.structure, [next(data) if leaf is None else leaf for leaf in self.leaves])
-
-    def __hash__(self):
-        return self._hash
-
-    def __eq__(self, other):
-        return (self.leaves, self.structure) == (other.leaves, other.structure)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -62,9 +37,8 @@ class Evolution:
     """
 
     def __init__(self, phi: Phi, state: PyTree):
-        data = tuple(leaf for leaf in jax.tree.leaves(phi) if is_data(leaf))
-        self._aux = (_Static(phi, "phi"), _Static(state, "state"), _forms(phi, state), 1)
-        self._children = (data, jax.tree.map(lambda x: x[None], self.split(state)[1]))
+        self._aux = (Static(phi), Static(state), _forms(phi, state), 1)
+        self._children = (data_of(phi), jax.tree.map(lambda x: x[None], self.split(state)[1]))
 
     def tree_flatten(self):
         return self._children, self._aux
@@ -97,8 +71,7 @@ class Evolution:
 
     def with_phi(self, phi: Phi) -> "Evolution":
         """The same states and clocks with another phi."""
-        data = tuple(leaf for leaf in jax.tree.leaves(phi) if is_data(leaf))
-        return self.tree_unflatten((_Static(phi, "phi"), *self._aux[1:]), (data, self._children[1]))
+        return self.tree_unflatten((Static(phi), *self._aux[1:]), (data_of(phi), self._children[1]))
 
     def with_clocks(self, table: PyTree[Array], spacing: int) -> "Evolution":
         return self.tree_unflatten((*self._aux[:-1], spacing), (self._children[0], table))

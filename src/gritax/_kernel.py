@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, partial, update_wrapper
 from typing import Any, Literal
 
@@ -89,28 +90,28 @@ def _spec(level: Level, kind: _Kind) -> PartitionSpec:
 # Programs with messages that may wait for each other: with more of them JAX 0.10 hangs on several CPU devices a process.
 _IN_FLIGHT = 16
 _dispatched = itertools.count()
-_records: list[list[tuple["_PerLevel", Level, tuple[int, ...]]]] = []
-_stopwatches: list[defaultdict[int, float]] = []
+# Of this thread: another one may be solving, too.
+_record: ContextVar[list[tuple["_PerLevel", Level, tuple[int, ...]]] | None] = ContextVar("record", default=None)
+_stopwatch: ContextVar[defaultdict[int, float] | None] = ContextVar("stopwatch", default=None)
 
 
 @contextmanager
+def _within(variable: ContextVar, value):
+    before = variable.set(value)
+    try:
+        yield value
+    finally:
+        variable.reset(before)
+
+
 def recorded():
     """What is called within: (kernel, level, how often it does what it does) of each kernel of a level."""
-    _records.append([])
-    try:
-        yield _records[-1]
-    finally:
-        _records.pop()
+    return _within(_record, [])
 
 
-@contextmanager
 def timed():
     """Seconds by level of the kernels that are called within. Each is waited for."""
-    _stopwatches.append(defaultdict(float))
-    try:
-        yield _stopwatches[-1]
-    finally:
-        _stopwatches.pop()
+    return _within(_stopwatch, defaultdict(float))
 
 
 class per_level:
@@ -132,8 +133,10 @@ class _PerLevel:
         self._function, self.name = function, function.__name__
         self._out: tuple[_Kind, ...] | _Kind = out
         self._kinds: list[_Kind] = [shared.get(name) for name in list(inspect.signature(function).parameters)[1:]]
-        self._full = self._quick = kernel(self._placed, static_argnums=0)
         update_wrapper(self, function)
+        # Profiles and logs call a program by the name of its function.
+        self._program = update_wrapper(partial(self._placed), function)
+        self._full = self._quick = kernel(self._program, static_argnums=0)
 
     def _placed(self, level: Level, *arrays):
         if level.layout.mesh is None:
@@ -154,7 +157,7 @@ class _PerLevel:
         if level.index == 0 or _quick_options() is None or self._numbers(level, arrays) > _SMALL:
             return self._full
         if self._quick is self._full:
-            self._quick = kernel(self._placed, static_argnums=0, compiler_options=_QUICK)
+            self._quick = kernel(self._program, static_argnums=0, compiler_options=_QUICK)
         return self._quick
 
     def _numbers(self, level: Level, arrays) -> int:
@@ -166,15 +169,15 @@ class _PerLevel:
         return sum(size(kind, x) for kind, each in zip(self._kinds, arrays, strict=True) for x in jax.tree.leaves(each))
 
     def __call__(self, level: Level, *arrays):
-        if _records:
+        if (record := _record.get()) is not None:
             counts = tuple(int(x) for x in arrays if isinstance(x, np.integer))
-            _records[-1].append((self, level, counts))
+            record.append((self, level, counts))
             return self._full(level, *arrays)  # traced within another program, where compiler options cannot be given
         began = time.perf_counter()
         found = self._for(level, arrays)(level, *arrays)
-        if _stopwatches:
+        if (stopwatch := _stopwatch.get()) is not None:
             jax.block_until_ready(found)
-            _stopwatches[-1][level.index] += time.perf_counter() - began
+            stopwatch[level.index] += time.perf_counter() - began
         if level.layout.mesh is not None and next(_dispatched) % _IN_FLIGHT == 0:
             jax.block_until_ready(found)
         return found

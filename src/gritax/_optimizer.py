@@ -19,8 +19,14 @@ def updated(optimizer: Any, gradient: PyTree, opt_state: PyTree, params: PyTree,
 
 def update(optimizer: Any, gradient: PyTree, opt_state: PyTree, params: PyTree, value: Scalar) -> tuple[PyTree, PyTree]:
     """(updates, optimizer state)."""
-    extra = {"value": value} if isinstance(optimizer, optax.GradientTransformationExtraArgs) else {}
-    return optimizer.update(gradient, opt_state, params, **extra)
+    if isinstance(optimizer, optax.GradientTransformationExtraArgs):
+        try:
+            return optimizer.update(gradient, opt_state, params, value=value)
+        except TypeError as error:
+            # Of itself, or of one within it, whose keywords no signature of a chain shows.
+            if "unexpected keyword argument 'value'" not in str(error):
+                raise
+    return optimizer.update(gradient, opt_state, params)
 
 
 def found_once(find: Callable[[Any, PyTree], Any]) -> Callable[[Any, PyTree], Any]:

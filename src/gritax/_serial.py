@@ -7,11 +7,13 @@ from jaxtyping import Array, PyTree
 
 from ._adaptation import prepared
 from ._arguments import require_steps
+from ._entry import entry
 from ._evolution import Evolution, Phi
 from ._kernel import kernel
 from ._validation import validated
 
 
+@entry
 def solve_serial(phi: Phi, state: PyTree, num_steps: int) -> PyTree:
     """`w[i+1] = phi(w[i], i, 1)` for `i = 0, …, num_steps - 1`, one step after the other, as one compiled loop.
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._arguments import require_whole
+from ._entry import entry
 from ._hierarchy import Hierarchy, Multigrid
 from ._profile import ResidualProfile
 
@@ -128,6 +129,7 @@ class Solution:
     _losses: Callable[[], Array] | None = field(repr=False, default=None)
 
     @cached_property
+    @entry
     def losses(self) -> np.ndarray | None:
         return None if self._losses is None else np.asarray(self._losses())
 

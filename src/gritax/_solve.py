@@ -5,7 +5,6 @@ import os
 import time
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -14,13 +13,14 @@ from jaxtyping import PyTree
 
 from ._adaptation import prepared
 from ._amplification import judged
-from ._arguments import require_steps, require_whole
+from ._arguments import require_bool, require_steps, require_whole
 from ._attempt import Bounds, Progress as Progress
-from ._batching import difference_when_batched
 from ._convergence import ConvergenceError, require_tolerance
+from ._entry import entry
 from ._evolution import Phi, evaluations, optional
 from ._guess import InitialGuess, proposed_guess, require_known_guess
 from ._hierarchy import Multigrid
+from ._obstacles import require_no_obstacle
 from ._profile import Recording
 from ._sharing import as_mesh, is_of_several_processes, unshared
 from ._solution import Solution
@@ -41,6 +41,7 @@ class Planned(Protocol):
     def method(self) -> Multigrid: ...
 
 
+@entry
 def solve(
     phi: Phi,
     state: PyTree,
@@ -111,8 +112,9 @@ def solve(
     require_tolerance(tolerance)
     if save_every is not None:
         require_whole("save_every", save_every, 1)
-    if not isinstance(profile, bool):
-        raise ValueError(f"profile must be True or False, not {profile!r}.")
+        save_every = int(min(save_every, num_steps + 1))
+    for name, value in (("throw", throw), ("profile", profile)):
+        require_bool(name, value)
     method = getattr(method, "method", method)
     if method is not None and not isinstance(method, Multigrid):
         raise ValueError(f"method must be a gritax.Multigrid, such as gritax.Multigrid(coarsening=4), not {method!r}.")
@@ -124,10 +126,7 @@ def solve(
 
     def solved(phi, state, exactly):
         evolution, floating, clock = validated(prepared(phi, num_steps), state, num_steps)
-        if difference := difference_when_batched(evolution, floating, clock, num_steps):
-            raise ValueError(
-                f"phi: {difference}. Or take the steps one after the other, by gritax.solve_serial or gritax.train."
-            )
+        require_no_obstacle(evolution, floating, clock, num_steps)
         guess = proposed_guess(phi, method) if initial_guess is None else initial_guess
         require_known_guess(guess, evolution.merge(floating, clock))
         keep = None
@@ -154,7 +153,7 @@ def solve(
                 profile=recording,
             )
         assert isinstance(window, Window), "declined only where depth is bounded"
-        solution = _solution(window, num_steps, save_every and int(save_every), recording)
+        solution = _solution(window, num_steps, save_every, recording)
         progress.end(solution)
         if not solution.converged and tolerance != 0:
             if throw:
@@ -172,9 +171,10 @@ def solve(
 def _solution(window: Window, num_steps: int, save_every: int | None, recording: Recording | None) -> Solution:
     evolution, hierarchy, reports = window.evolution, unshared(window.hierarchy), window.reports
     verdict, grown = judged(window)
-    points = cache(window.collected)
-    if is_of_several_processes(window.mesh):
-        points()  # all processes take part in it: later one may ask for losses by itself
+    # Losses are computed later, if at all, and keep no more of the window than its C-points alive. Of several processes all
+    # take part in collecting these, and later one may ask by itself.
+    held = window.collected() if save_every or is_of_several_processes(window.mesh) else None
+    collect = (lambda: held) if held is not None else window.collecting()
     return Solution(
         state=window.state,
         params=_params(evolution.phi, window.state),
@@ -197,9 +197,9 @@ def _solution(window: Window, num_steps: int, save_every: int | None, recording:
         coarse_steps=window.adaptation.coarse_steps,
         restarts=tuple(window.adaptation.restarts),
         amplification=grown and grown.growth,
-        states=None if save_every is None else saved_states(hierarchy[0], evolution, points(), save_every),
+        states=None if save_every is None else saved_states(hierarchy[0], evolution, collect(), save_every),
         _depth_by_lanes=window.cost.by_lanes,
-        _losses=None if optional(evolution.phi, "loss_at") is None else lambda: losses(hierarchy[0], evolution, points()),
+        _losses=None if optional(evolution.phi, "loss_at") is None else lambda: losses(hierarchy[0], evolution, collect()),
     )
 
 

@@ -11,10 +11,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._adaptation import points_along, prepared
+from ._entry import entry
 from ._evolution import Evolution
 from ._hierarchy import Hierarchy, Multigrid
 from ._kernel import kernel
 from ._modes import predicted, transfer
+from ._obstacles import require_no_obstacle
 from ._optional import needs
 from ._validation import validated
 from .coarse._curvature import SPAN, largest_kappas
@@ -104,6 +106,7 @@ def _shown(factor: float) -> str:
     return f"{factor:.3g}" if factor < 1 else "none"
 
 
+@entry
 def spectrum(step: TrainStep, state: TrainState, num_steps: int, method: Multigrid | None = None) -> Spectrum:
     r"""$\rho(x)$ for $0 < x \le \kappa$: the predicted convergence factor of `solve` with the same arguments.
 
@@ -134,6 +137,7 @@ def spectrum(step: TrainStep, state: TrainState, num_steps: int, method: Multigr
     (method or Multigrid()).hierarchy(num_steps)
     step = cast(TrainStep, prepared(step, int(num_steps)))
     evolution, floating, clock = validated(step, state, num_steps)
+    require_no_obstacle(evolution, floating, clock, num_steps)
     along = points_along(int(num_steps))
     states = _trajectory(evolution, floating, clock, along)
     for after, finite in zip(along, _finite(states), strict=True):

@@ -11,12 +11,12 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from ._arguments import require_steps, require_whole
+from ._arguments import require_bool, require_steps, require_whole
 from ._attempt import Progress
-from ._batching import difference_when_batched
-from ._clocks import dependence
 from ._convergence import DEFAULT_TOLERANCE, ConvergenceError, require_tolerance
+from ._entry import entry
 from ._evolution import Evolution
+from ._obstacles import obstacle
 from ._pace import InWindows, OneByOne, Pace
 from ._run import TABLE, Run
 from ._sharing import as_mesh, count, is_of_several_processes, require_agreement
@@ -40,6 +40,7 @@ _TRIALS, _PILOT = 80, 400
 _SHORTEST = 1.0  # seconds of serial training, where all is compiled
 
 
+@entry
 def train(
     loss: Callable[..., Any],
     optimizer: optax.GradientTransformation,
@@ -128,9 +129,7 @@ def train(
         longest = min(window or most_steps(floating), num_steps)
         pace = keeper and keeper.resumed(run)
         require_agreement(mesh, run.done)
-        if pace is None and (
-            refusal := dependence(evolution, floating, clock) or difference_when_batched(evolution, floating, clock, num_steps)
-        ):
+        if pace is None and (refusal := obstacle(evolution, floating, clock, num_steps)):
             pace = OneByOne(refusal.removesuffix("."), TABLE)
         elif pace is None and goal == "depth":
             pace = InWindows(longest)
@@ -168,8 +167,7 @@ def _require(num_steps, goal, plan, tolerance, window, throw, progress) -> None:
         raise ValueError("tolerance must be above 0 here: training goes on until it is reached.")
     if window is not None:
         require_whole("window", window, 1)
-    if not isinstance(throw, bool):
-        raise ValueError(f"throw must be True or False, not {throw!r}.")
+    require_bool("throw", throw)
     if progress is not None and not isinstance(progress, Progress):
         raise ValueError(f"progress must be a gritax.Progress, such as gritax.progress.Lines(), not {progress!r}.")
 

@@ -14,7 +14,9 @@ from jaxtyping import Array, PyTree
 from ._arguments import require_steps
 from ._evolution import Evolution, Phi, optional
 from ._kernel import kernel, make_room
-from ._state import as_arrays, at_leaf, is_data, is_number
+from ._program import notice_changes
+from ._state import as_arrays, at_leaf, is_number
+from ._static import is_data
 
 
 logger = logging.getLogger("gritax")
@@ -41,19 +43,20 @@ def validated(phi: Phi, state: PyTree, num_steps: int) -> tuple[Evolution, PyTre
     floating, clock = evolution.split(state)
     if not jax.tree.leaves(floating):
         raise ValueError("state has no floating-point array: there is nothing to solve for.")
-    require_finite(
-        "state",
-        state,
-        "Give a finite initial state. What an optimizer keeps must be finite too: for optax.contrib.reduce_on_plateau, which "
-        "begins with infinity, take a schedule of the step.",
-    )
+    if infinite_leaf(evolution.params(floating, clock)) is not None:
+        raise ValueError(f"state is not finite{infinite_leaf(state)}. Give a finite initial state.")
+    _notice_changes(evolution, floating, clock)
     *after, loss = first_step(evolution, floating, clock)
     if loss is not None and not np.isfinite(np.asarray(loss)):
         raise ValueError(f"the loss at step 0 is {float(loss)}: look at the data of step 0 and at the initial parameters.")
     after = evolution.merge(*after)
     if not is_concrete(after):
         raise ValueError(CLOSES_OVER_TRACED)
-    require_finite("phi(state, 0, 1)", after, "Lower the learning rate, or look at the loss and data of step 0.")
+    if infinite_leaf(evolution.params(*evolution.split(after))) is not None:
+        raise ValueError(
+            f"phi(state, 0, 1) is not finite{infinite_leaf(after)}. Lower the learning rate, or look at the loss and data of "
+            "step 0."
+        )
     return evolution, floating, clock
 
 
@@ -89,7 +92,7 @@ def require_concrete(name: str, tree: PyTree) -> None:
 def _require_three_arguments(phi: Phi) -> None:
     try:
         signature = inspect.signature(phi)
-    except ValueError:  # built-in callables have none
+    except Exception:  # built-in callables have none, and what defines `==` may not stand being compared
         return
     try:
         signature.bind(None, None, 1)
@@ -97,19 +100,33 @@ def _require_three_arguments(phi: Phi) -> None:
         raise ValueError(f"phi must take three arguments, phi(state, start, stride); it is phi{signature}.") from None
 
 
-@kernel
-def first_step(evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array]):
+def one_step(evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array], start: Array):
     """(floating leaves, clocks) after one step, and the loss before it if phi has `loss_at`, else None."""
     loss_at = optional(evolution.phi, "loss_at")
-    loss = None if loss_at is None else loss_at(evolution.merge(floating, clock), jnp.int32(0))
-    return *evolution.advance(floating, clock, jnp.int32(0), 1), loss
+    loss = None if loss_at is None else loss_at(evolution.merge(floating, clock), start)
+    return *evolution.advance(floating, clock, start, 1), loss
 
 
-def require_finite(name: str, state: PyTree, cure: str) -> None:
+@kernel
+def first_step(evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array]):
+    """(floating leaves, clocks) after the first step, and the loss before it, if any."""
+    return one_step(evolution, floating, clock, jnp.int32(0))
+
+
+def _notice_changes(evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array]) -> None:
+    """What phi reads from outside must be what it was when the same phi was compiled."""
+    # A function of its own, so that nothing is known of it from before.
+    program = jax.make_jaxpr(lambda *arguments: one_step(*arguments))(evolution, floating, clock, np.int32(0))
+    notice_changes((jax.tree.structure((evolution, floating, clock)), tuple(map(str, program.in_avals))), program)
+
+
+def infinite_leaf(state: PyTree) -> str | None:
+    """Which leaf is not finite, as the end of a sentence; None if all are."""
     for path, leaf in tree_leaves_with_path(state):
         if (
             isinstance(leaf, jax.Array)
             and jnp.issubdtype(leaf.dtype, jnp.inexact)
             and not np.all(np.isfinite(np.asarray(leaf)))
         ):
-            raise ValueError(f"{name} is not finite{at_leaf(path)}. {cure}")
+            return at_leaf(path)
+    return None

@@ -1,6 +1,7 @@
 """The multigrid solve of a window: all steps of a run, or some of a longer one."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
@@ -84,7 +85,12 @@ class Window:
 
     def collected(self) -> Points:
         """All C-points, here."""
-        return local(collected(self.hierarchy[0], self.c), self.mesh)
+        return self.collecting()()
+
+    def collecting(self) -> Callable[[], Points]:
+        """What collects them, without the rest of the window."""
+        finest, c, mesh = self.hierarchy[0], self.c, self.mesh
+        return lambda: local(collected(finest, c), mesh)
 
 
 @dataclass(frozen=True)

@@ -140,14 +140,14 @@ class Epochs(eqx.Module):
 
     def _permutation(self, epoch):
         examples = jnp.arange(self.num_examples, dtype=jnp.int32)
-        if self.key is None:
+        if (key := self.key) is None:
             return examples
 
         def order(epoch):
-            return jax.random.permutation(jax.random.fold_in(self.key, epoch), examples)
+            return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
 
         # Keys of other kinds draw other numbers for many epochs at once than for one.
-        return order(epoch) if _is_threefry(self.key) else jax.custom_batching.sequential_vmap(order)(epoch)
+        return order(epoch) if _is_threefry(key) else jax.custom_batching.sequential_vmap(order)(epoch)
 
 
 def _is_threefry(key: Array) -> bool:

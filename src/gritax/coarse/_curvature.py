@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 
 from .._kernel import kernel
 from .._norms import norm
+from .._static import Static, data_of
 from ._replay import Replay
 from ._slow import at_rest
 
@@ -43,17 +44,15 @@ def largest_kappas(
     By power iteration with the frozen-gradient step itself, so no optimizer need be known. After the `span` gradients it takes
     a few hundred steps without any, in which momentum spends what it holds.
     """
-    arrays, constants = eqx.partition((step, states), eqx.is_array)
-    leaves, structure = jax.tree.flatten(constants)
-    found = np.asarray(_power_iteration(arrays, jnp.asarray(starts), tuple(leaves), structure, span, chunk)) / span
+    both = step, states
+    found = np.asarray(_power_iteration(data_of(both), jnp.asarray(starts), Static(both), span, chunk)) / span
     evaluations = 2 + _PRODUCTS
     return found, evaluations, evaluations * span * len(found)
 
 
-@partial(kernel, static_argnums=(2, 3, 4, 5))
-def _power_iteration(arrays, starts, constants, structure, span, chunk):
-    step, states = eqx.combine(arrays, jax.tree.unflatten(structure, constants))
-
+@partial(kernel, static_argnums=(2, 3, 4))
+def _power_iteration(data, starts, static, span, chunk):
+    step, states = static.with_data(data)
     arrays, constants = eqx.partition(states, eqx.is_array)
 
     def at(arrays, start):

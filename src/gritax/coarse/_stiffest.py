@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from .._kernel import kernel
+from .._static import Static, data_of
 from ._curvature import operator
 from ._lapack import orthogonal_basis
 from ._stages import exact
@@ -125,11 +126,8 @@ def stiffest_directions(
     As many as in `known`, by orthogonal iteration with the frozen-gradient step of `span` training steps. With the directions
     of one state, the rest is measured there and at the state after it; between the two they turn by more than that shows.
     """
-    arrays, constants = eqx.partition((step, states), eqx.is_array)
-    leaves, structure = jax.tree.flatten(constants)
-    basis, in_basis, rest = _orthogonal_iteration(
-        arrays, jnp.asarray(starts), tuple(leaves), structure, span, chunk, known.count
-    )
+    both = step, states
+    basis, in_basis, rest = _orthogonal_iteration(data_of(both), jnp.asarray(starts), Static(both), span, chunk, known.count)
     depth = 2 + _PRODUCTS + _REST_PRODUCTS
     work = (known.count * _PRODUCTS + 2 * _REST_PRODUCTS + 4) * span * len(starts)
     in_basis, rest = np.asarray(in_basis) / span, np.asarray(rest) / span
@@ -141,9 +139,9 @@ def stiffest_directions(
     return found, kappas, np.maximum(rest, kappas / _TRUSTED), depth, work
 
 
-@partial(kernel, static_argnums=(2, 3, 4, 5, 6))
-def _orthogonal_iteration(arrays, starts, constants, structure, span, chunk, count):
-    step, states = eqx.combine(arrays, jax.tree.unflatten(structure, constants))
+@partial(kernel, static_argnums=(2, 3, 4, 5))
+def _orthogonal_iteration(data, starts, static, span, chunk, count):
+    step, states = static.with_data(data)
 
     def at(state, start, after, start_after):
         product, params = operator(step, state, start, span, chunk)

@@ -18,8 +18,9 @@ from jaxtyping import Array, PyTree
 from .._adaptation import prepared
 from .._arguments import require_steps, require_whole
 from .._attempt import Bounds, Progress
-from .._clocks import dependence
+from .._entry import entry
 from .._evolution import Evolution
+from .._obstacles import obstacle
 from .._serial import advance, solve_serial
 from .._sharing import as_mesh, count, is_of_several_processes
 from .._validation import require_concrete, validated
@@ -45,6 +46,7 @@ def can_pay(speeds: Speeds, devices: int = 1) -> bool:
     return speeds.gain * devices > LEAST_WORK
 
 
+@entry
 def plan(
     loss: Any,
     optimizer: optax.GradientTransformation,
@@ -99,8 +101,10 @@ def planned(
     """The plan of a run of `step` on so many devices, of which one is measured."""
     length = min(_PILOT, num_steps)
     evolution, floating, clock = validated(prepared(step, length), state, length)
-    if refusal := dependence(evolution, floating, clock):
-        raise ValueError(f"{refusal} There is nothing to plan: gritax.train takes all steps of it one after the other.")
+    if refusal := obstacle(evolution, floating, clock, length):
+        raise ValueError(
+            f"{refusal.removesuffix('.')}. There is nothing to plan: gritax.train takes all steps of it one after the other."
+        )
     state, window = evolution.merge(floating, clock), min(window or most_steps(floating), num_steps)
     speeds = speeds or measured(evolution, floating, clock, num_steps)
     chosen, depth = (step, 0) if not isinstance(step.coarse, Automatic) else _chosen(step, state, window, speeds, devices)

@@ -1,54 +1,52 @@
 """What a training step asks of its loss, batch, parameters and optimizer before anything long is run."""
 
 import inspect
-import logging
-import re
 from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr
 from jax.tree_util import tree_leaves_with_path
 from jaxtyping import PyTree
 
-from .._kernel import forget
-from .._optimizer import update
-from .._state import CONTROL_FLOW_ERRORS, is_data, is_number, leaf_name
+from .._optimizer import updated
+from .._program import Program
+from .._state import CONTROL_FLOW_ERRORS, Outline, as_arrays, first_line, is_number, leaf_name
+from .._static import is_data
 from ._composite_loss import CompositeLoss
-
-
-logger = logging.getLogger("gritax")
-
-# Of the last losses and batches: their programs, and the arrays that these close over.
-_programs: dict[Any, tuple[str, list[Any]]] = {}
-_MOST_PROGRAMS = 16
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def require_usable(step: Any, params: PyTree, stats: PyTree) -> PyTree:
     """The optimizer's first state for `params`. Raises `ValueError`, naming what is wrong."""
+    for tree in (params, stats):
+        as_arrays(tree)  # what JAX has no arrays of is named
     _require_trainable(step, params)
     _require_pure(step)
     if jax.tree.leaves(stats) and not step.has_aux:
         raise ValueError("stats were given, but the loss takes none: pass has_aux=True to TrainStep, or leave them out.")
     _require_arguments(step)
     _require_scalar(step, params, stats)
-    trainable = step.split(params)[0]
+    return _first_opt_state(step.optimizer, step.split(params)[0])
+
+
+def _first_opt_state(optimizer, params):
     try:
-        opt_state = step.optimizer.init(trainable)
+        opt_state = optimizer.init(params)
+    except Exception as error:
+        raise ValueError(f"optimizer.init fails for these parameters: {first_line(error)}") from error
+    try:
         with jax.numpy_dtype_promotion("standard"):  # only the structure is looked at here
-            _, after = eqx.filter_eval_shape(partial(update, step.optimizer), trainable, opt_state, trainable, jnp.zeros(()))
-    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
-        raise ValueError(f"optimizer does not take these parameters: {error}") from error
-    if jax.tree.structure(after) != jax.tree.structure(opt_state):
+            _, after = eqx.filter_eval_shape(partial(updated, optimizer), params, opt_state, params, jnp.zeros(()))
+    except Exception as error:
         raise ValueError(
-            f"optimizer.update changes the structure of its state, from {jax.tree.structure(opt_state)} to "
-            f"{jax.tree.structure(after)}: it must stay, as under jax.lax.scan."
-        )
+            f"optimizer.update fails on a gradient like the parameters: {first_line(error)} It gets that gradient, its state, "
+            "the parameters and, if it takes it, the loss as `value`: no function of the loss, as line searches (optax.lbfgs) "
+            'want, and no part of the gradient, as optax.lookahead wants. See "Optimizers" in docs/training.md.'
+        ) from error
+    if change := Outline(as_arrays(opt_state), "its state").change(Outline(after)):
+        hint = " A hyperparameter such as np.float64(0.9) does that: make it a Python float." if "float64" in change else ""
+        raise ValueError(f"optimizer.update {change}: it must stay as it is, as under jax.lax.scan.{hint}")
     return opt_state
 
 
@@ -58,10 +56,10 @@ def require_state(step: Any, state: Any) -> None:
     if getattr(state, "_fields", None) != ("params", "opt_state", "stats"):
         raise ValueError("state must come from TrainStep.init(params); these look like the parameters themselves.")
     wanted = jax.eval_shape(step.optimizer.init, step.split(state.params)[0])
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (state.opt_state, wanted)]
-    if jax.tree.structure(state.opt_state) != jax.tree.structure(wanted) or shapes[0] != shapes[1]:
+    if change := Outline(wanted).change(Outline(as_arrays(state.opt_state))):
         raise ValueError(
-            "state has an optimizer state of another optimizer or of other parameters: use this step's init(params)."
+            f"state has an optimizer state of another optimizer or of other parameters, which {change}: use this step's "
+            "init(params)."
         )
 
 
@@ -101,36 +99,34 @@ def _require_trainable(step, params):
 def _require_pure(step):
     """Two calls for the same step must give the same: compared as programs, so that nothing is computed."""
 
-    def program():
+    def traced():
+        found: list[Outline] = []
+
+        def data(start):
+            batch = step.data(start)
+            found.append(Outline(batch, "the batch"))
+            return jax.tree.leaves(batch)
+
         try:
-            jaxpr, out = jax.make_jaxpr(step.data, return_shape=True)(jax.ShapeDtypeStruct((), jnp.int32))
+            program = jax.make_jaxpr(data)(jax.ShapeDtypeStruct((), jnp.int32))
         except (TypeError, IndexError) as error:
             raise ValueError(
-                f"batch(step) fails on a traced step: {str(error).splitlines()[0]} It must take one argument, an int32 scalar, "
+                f"batch(step) fails on a traced step: {first_line(error)} It must take one argument, an int32 scalar, "
                 "and return arrays; slice with jax.lax.dynamic_slice_in_dim, or use gritax.data.Epochs."
             ) from error
-        return jaxpr, out
+        return Program(program), found[0]
 
-    (first, first_out), (again, again_out) = program(), program()
-    shapes = [jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", out) for out in (first_out, again_out)]
-    if shapes[0] != shapes[1]:
+    (first, outline), (again, outline_again) = traced(), traced()
+    if change := outline.change(outline_again):
         raise ValueError(
-            f"batch(step) returned {shapes[0]}, and called again {shapes[1]}: every step must have a batch of the same "
-            "structure, shapes and dtypes. Drop or fill a short last batch, as gritax.data.Epochs does."
+            f"batch(step), called again, {change}: every step must have a batch of the same structure, shapes and dtypes. Drop "
+            "or fill a short last batch, as gritax.data.Epochs does."
         )
-    if str(first) != str(again) or not all(map(_same, first.consts, again.consts)):
+    if first != again:
         raise ValueError(
             "batch(step) gave two results for the same step. It must be a pure function of the step: index arrays, or fold a "
             "JAX random key with the step, but keep no iterator, counter or generator of its own. See gritax.data.Epochs."
         )
-
-
-def _same(x, y):
-    if x is y:
-        return True
-    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        x, y = jax.random.key_data(x), jax.random.key_data(y)
-    return np.array_equal(np.asarray(x), np.asarray(y), equal_nan=True) if hasattr(x, "dtype") else bool(x == y)
 
 
 def _require_arguments(step):
@@ -139,7 +135,7 @@ def _require_arguments(step):
     wanted = ["params", *["stats"] * step.has_aux, "batch", *["key"] * (step.key is not None)]
     try:
         signature = inspect.signature(step.loss)
-    except ValueError:  # built-in callables have none
+    except Exception:  # built-in callables have none, and what defines `==` may not stand being compared
         return
     try:
         signature.bind(*wanted)
@@ -158,7 +154,7 @@ def _require_scalar(step, params, stats):
         return step.evaluate(params, stats, step.data(start), start)
 
     try:
-        program, out, _ = eqx.filter_make_jaxpr(first_loss)(arrays, params, stats, jax.ShapeDtypeStruct((), jnp.int32))
+        out = eqx.filter_eval_shape(first_loss, arrays, params, stats, jax.ShapeDtypeStruct((), jnp.int32))
     except CONTROL_FLOW_ERRORS as error:
         raise ValueError(
             "loss needs the value of something traced: Python control flow on it, int(), float() or a NumPy function. It runs "
@@ -168,11 +164,10 @@ def _require_scalar(step, params, stats):
         raise ValueError("with has_aux, loss must return (scalar, new_stats).")
     value, new_stats = out
     if step.has_aux:
-        given, wanted = (jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree) for tree in (new_stats, stats))
-        if given != wanted:
+        if change := Outline(as_arrays(stats), "the statistics").change(Outline(new_stats)):
             raise ValueError(
-                f"loss must return statistics like those it is given: {wanted} (shape and dtype), not {given}. Pass the first "
-                "ones to init(params, stats)."
+                f"loss must return statistics like those that it is given, but it {change}. Pass the first ones to "
+                "init(params, stats)."
             )
     elif isinstance(value, tuple):
         raise ValueError("loss must return a scalar alone, not a tuple; if it returns new statistics, pass has_aux=True.")
@@ -180,21 +175,17 @@ def _require_scalar(step, params, stats):
     if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         found = "what is no array" if shape is None else f"{value.dtype}{list(shape)}"
         raise ValueError(f"loss must return a floating-point scalar, not {found}: sum or average over the batch.")
-    _notice_changes(functions, program)
+    _require_gradient(step, params, stats)
 
 
-def _notice_changes(functions: Any, now: ClosedJaxpr) -> None:
-    """What loss and batch read from outside may have changed since the same functions were compiled: then all is forgotten."""
-    if any(isinstance(each, Tracer) for each in now.consts):  # within a derivative, whose values are none to keep
-        return
+def _require_gradient(step, params, stats):
+    def gradient(params, stats, start):
+        return step.gradient(params, stats, step.data(start), start)
+
     try:
-        known = _programs.pop((functions, shapes := tuple(map(str, now.in_avals))), None)
-    except TypeError:  # what cannot be hashed has no compiled programs to be found again
-        return
-    operations = _ADDRESS.sub("", str(now.jaxpr))
-    if known is not None and (known[0] != operations or not all(map(_same, known[1], now.consts))):
-        logger.info("the loss or the batch reads values that have changed: it is compiled anew")
-        forget()
-    _programs[functions, shapes] = operations, now.consts
-    while len(_programs) > _MOST_PROGRAMS:
-        _programs.pop(next(iter(_programs)))
+        eqx.filter_eval_shape(gradient, params, stats, jax.ShapeDtypeStruct((), jnp.int32))
+    except Exception as error:
+        raise ValueError(
+            f"loss has no gradient by the parameters: {first_line(error)} jax.value_and_grad is taken of it: put what is no "
+            "part of the gradient into jax.lax.stop_gradient, and what JAX cannot differentiate into a jax.custom_vjp."
+        ) from error

@@ -1,5 +1,7 @@
 """Which leaves of an optimizer's state never turn negative."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ from jaxtyping import PyTree
 
 from .._optimizer import found_once, update
 
+
+logger = logging.getLogger("gritax")
 
 _TRIALS = 16
 # Where some leaf has not moved, for the inner optimizer of a gradient accumulation may wait for its turn.
@@ -25,8 +29,12 @@ def nonnegative(optimizer: optax.GradientTransformation, params: PyTree) -> PyTr
     state = jax.eval_shape(optimizer.init, params)
     if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(state)):
         return jax.tree.map(lambda _: False, state)
-    stay, waits = _stay(optimizer, params, _TRIALS)
-    found = _stay(optimizer, params, _MORE_TRIALS)[0] if waits else stay
+    try:
+        stay, waits = _stay(optimizer, params, _TRIALS)
+        found = _stay(optimizer, params, _MORE_TRIALS)[0] if waits else stay
+    except Exception as error:  # one that cannot be mapped over trials: its steps are taken one after the other
+        logger.debug("nothing is known of the optimizer's state", exc_info=error)
+        found = [False] * jax.tree.structure(state).num_leaves
     return jax.tree.unflatten(jax.tree.structure(state), found)
 
 

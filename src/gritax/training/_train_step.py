@@ -14,6 +14,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, PyTree, Scalar
 
 from .._arguments import require_key, require_whole
+from .._entry import entry
 from .._hierarchy import Multigrid
 from .._optimizer import update
 from .._state import traced
@@ -71,6 +72,7 @@ class TrainStep(eqx.Module):
     first: Array
     _why: Words
 
+    @entry
     def __init__(
         self,
         loss,
@@ -97,6 +99,7 @@ class TrainStep(eqx.Module):
         self.key, self.has_aux, self.trainable, self._why = key, has_aux, trainable, Words()
         self.first = jnp.int32(0)
 
+    @entry
     def init(self, params: PyTree, stats: PyTree = ()) -> TrainState:
         """The state of step 0, from the initial parameters and, with `has_aux`, statistics.
 
@@ -105,6 +108,7 @@ class TrainStep(eqx.Module):
         """
         return TrainState(params, require_usable(self, params, stats), stats)
 
+    @entry
     def after(self, num_steps: int) -> "TrainStep":
         """The same training after its first `num_steps` steps: step 0 of this one is step `num_steps` of that.
 
@@ -145,7 +149,8 @@ class TrainStep(eqx.Module):
 
     def evaluate(self, params: PyTree, stats: PyTree, batch: PyTree, step: Array) -> tuple[Scalar, PyTree]:
         """(loss, new statistics) on `batch`, with the key of `step`."""
-        before = (params, stats) if self.has_aux else (params,)
+        # A copy: eqx.nn.State may be used only once.
+        before = (params, jax.tree.map(lambda x: x, stats)) if self.has_aux else (params,)
         out = self.loss(*before, batch, *self.keys(step))
         return out if self.has_aux else (out, stats)
 
