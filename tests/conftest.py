@@ -1,7 +1,7 @@
 """JAX as strict as it can be, with eight CPU devices, before anything imports it.
 
-Tests compile far longer than they compute, so LLVM optimises less, and programs that are the same are compiled once in all
-processes of a test run.
+Tests compile far longer than they compute, so LLVM optimises less, programs that are the same are compiled once in all
+processes, and the next run has them still.
 """
 
 import atexit
@@ -11,16 +11,19 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from importlib.metadata import version
+from pathlib import Path
 
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 12):  # later ones know no others, and end over an unknown flag
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gritax-tests-")  # workers inherit it
+    # Of the processes that tests start, whose programs are not kept: some are killed as they write them. Workers inherit it.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gritax-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background, and what tests start would ignore it too
@@ -28,12 +31,48 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's backgro
 
 import jax
 import pytest
+from hypothesis import HealthCheck, settings
 from processes import members
 
 
+_PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "d" / "programs"  # which --cache-clear empties
+jax.config.update("jax_compilation_cache_dir", str(_PROGRAMS))
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="every case, and not only some of those that are marked slow")
+
+
+def pytest_configure(config):
+    examples = 15 if config.getoption("all") else 5
+    settings.register_profile(
+        "drawn", max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    settings.load_profile("drawn")
+    if not hasattr(config, "workerinput") and sum(program.stat().st_size for program in _PROGRAMS.glob("*")) > 2**29:
+        shutil.rmtree(_PROGRAMS)  # those of earlier sources as well
+
+
+def pytest_report_header(config):
+    return None if config.getoption("all") else "some cases of each promise; pytest --all runs every case"
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m, so that the cases counted are those asked for
+def pytest_collection_modifyitems(config, items):
+    """Without `--all`, a test marked `slow(n)` runs its first `n` cases, and one marked `slow` none."""
+    if config.getoption("all"):
+        return
+    taken, left = Counter(), {True: [], False: []}
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        runs = all(taken[function] < sum(mark.args) for mark in item.iter_markers("slow"))
+        taken[function] += runs
+        left[runs].append(item)
+    items[:] = left[True]
+    config.hook.pytest_deselected(items=left[False])
 
 
 @pytest.fixture

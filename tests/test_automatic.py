@@ -64,6 +64,7 @@ def test_it_chooses_says_why_and_ends_with_the_serial_weights(wanted, dtype):
     assert 0.3 * expected < solution.depth < 2 * expected + 100
 
 
+@pytest.mark.slow
 def test_why_not_tangent():
     def reason(**options):
         step, state = _step(**options)
@@ -75,6 +76,7 @@ def test_why_not_tangent():
     assert "not Tangent" not in reason(full_batch=True)
 
 
+@pytest.mark.slow
 def test_words_make_no_other_program(compilations):
     step, state = _step(full_batch=True)
     first = gritax.solve(step, state, 1024)
@@ -85,6 +87,7 @@ def test_words_make_no_other_program(compilations):
     assert first.coarse_steps != second.coarse_steps and "Tangent" in first.coarse_steps
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("coarse", "num_steps"), [(gritax.FrozenGradient(16), 300), (gritax.Tangent(), 1030)], ids=str)
 def test_the_depth_it_expects_is_that_of_a_solve(coarse, num_steps):
     step, state = _step(coarse, full_batch=True)

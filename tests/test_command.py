@@ -122,6 +122,7 @@ def test_who_reads_may_have_seen_enough():
     assert process.returncode in (0, 1)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.skipif(os.name != "posix", reason="pipes and signals")
 @pytest.mark.parametrize("written", [True, False])
 def test_whose_reader_has_gone_writes_its_files_all_the_same(tmp_path, written):
@@ -135,6 +136,7 @@ def test_whose_reader_has_gone_writes_its_files_all_the_same(tmp_path, written):
     assert file.exists() == written
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("arguments", [("solve", "xor", "--steps", "60", "--json", "-"), ("doctor", "--json")])
 def test_json_on_standard_output_is_json_alone(arguments):
     environment = os.environ | {"FORCE_COLOR": "1"}
@@ -148,6 +150,7 @@ def test_its_version(capsys):
     assert _printed(["--version"], capsys) == f"gritax {importlib.metadata.version('gritax')}\n"
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize(
     ("arguments", "environment", "told"),
     [
@@ -168,6 +171,7 @@ def test_what_cannot_be_done_is_said_before_long_work(arguments, environment, to
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="needs /dev/fd")
 def test_json_into_a_pipe():
     read, write = os.pipe()
@@ -188,6 +192,7 @@ def test_what_a_file_holds_is_left_until_there_is_better(tmp_path):
     assert file.read_text() == "old"
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("arguments", [("--help",), ("solve", "xor", "--steps", "20")])
 def test_any_encoding_will_do(arguments):
     environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}

@@ -48,6 +48,7 @@ def test_a_stall_names_the_unstable_level_and_the_cure_works():
     assert gritax.solve(phi, state, 1000, gritax.Multigrid(2, max_levels=2)).converged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.05, 0.2])
 def test_an_unstable_coarse_step_is_not_blamed_on_the_training_step(rate):
     """A tanh regression that trains well serially, and whose coarse steps, rescaled without a limit, blow up."""
@@ -74,6 +75,7 @@ def test_a_coarse_step_that_is_not_finite_is_named():
         gritax.solve(lambda u, start, stride: u * 0.99 if stride == 1 else u * jnp.nan, jnp.ones(2), 100)
 
 
+@pytest.mark.slow
 def test_a_residual_that_only_looks_smaller_is_no_hope():
     """The relative residual falls because the iterate runs away: no advice to go on."""
     problem = gritax.problems.xor(coarse=gritax.RescaledRate(max_factor=1000.0))
@@ -223,6 +225,7 @@ def test_progress_sees_levels_iterations_and_the_end():
     assert seen[2].factor == solution.residuals[1] / solution.residuals[0]
 
 
+@pytest.mark.slow
 def test_a_second_moment_of_zero_is_no_reason_to_blame_serial_training(mixed_dtypes):
     """As of pixels that are always off: a difference below zero would have no root."""
     loss = lambda params, batch: small.loss(params["network"], batch) + 0 * jnp.sum(params["idle"])

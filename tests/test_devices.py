@@ -29,6 +29,7 @@ _METHODS = {
 }
 
 
+@pytest.mark.slow(5)
 @pytest.mark.parametrize(
     ("method", "steps", "guess"),
     [
@@ -46,6 +47,7 @@ def test_guesses(method, steps, guess):
     assert (together.depth, together.work) == (alone.depth, alone.work)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("method", _METHODS)
 @pytest.mark.parametrize("count", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 8))])
 def test_methods(method, count):
@@ -58,6 +60,7 @@ def test_methods(method, count):
     assert together.hierarchy == alone.hierarchy
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("method", "steps", "count"), [("V", 150, 8), ("F, 2 sweeps", 103, 6), ("weighted, from the way up", 103, 6)]
 )
@@ -90,6 +93,7 @@ def _digits(dtype):
     return problem, 263, gritax.Multigrid((8, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mixed_dtypes")
 @pytest.mark.parametrize(
     ("make", "dtype", "count"),
@@ -117,6 +121,7 @@ def test_training(make, dtype, count):
         np.testing.assert_array_max_ulp(np.array(together.residuals), np.array(alone.residuals), 0 if make is _xor else 4)
 
 
+@pytest.mark.slow
 def test_train_in_windows_and_go_on_with_other_devices(tmp_path):
     problem = (small.loss, optax.sgd(0.02), small.batches())
     train = partial(gritax.train, *problem, small.params(), 1500, goal="depth", window=512)
@@ -134,6 +139,7 @@ def test_train_in_windows_and_go_on_with_other_devices(tmp_path):
         assert small.relative_error(step, state, 1500, trained) <= 1e-6
 
 
+@pytest.mark.slow
 def test_losses_and_a_step_that_jumps():
     def loss(params, batch):
         return jnp.mean((small.network(params, batch[0], jax.nn.relu) - batch[1]) ** 2)
@@ -147,6 +153,7 @@ def test_losses_and_a_step_that_jumps():
     assert losses.shape == (512,) and np.all(np.isfinite(losses))
 
 
+@pytest.mark.slow
 def test_within_the_mesh_all_works_as_without():
     """What chooses coarse steps, keeps states and looks for losses is computed beside the shared intervals."""
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("time", "data"))

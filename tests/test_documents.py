@@ -18,6 +18,7 @@ _ROOT = Path(__file__).parent.parent
 _PAGES = [path for path in [_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md"))] if "```python" in path.read_text()]
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)
 def test_python_blocks(page, capsys):
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
@@ -42,6 +43,7 @@ def test_nothing_is_installed_by_a_name_that_no_index_has(part):
             assert not re.search(r"pip install \W?gritax", page.read_text(encoding="utf-8")), page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["start.md"])
 def test_commands_run(page):
     environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}

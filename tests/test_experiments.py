@@ -28,6 +28,7 @@ def test_equation_16():
 
 
 # The paper does not state the seed of its tables, so counts agree within 3, and within 6 in Table 6.
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("number", range(1, 8))
 def test_tables_up_to_400_steps(number):
     rows = list(experiments.run_table(number, max_steps=400))
@@ -81,6 +82,7 @@ def test_tables_need_float64():
         next(experiments.run_table(1))
 
 
+@pytest.mark.slow
 def test_the_adder_takes_as_many_iterations_as_in_the_reproduction():
     """Montag and Formaggia (2020) count 11 and 13 for Table 13, where the paper prints 4 and 4; so do we, within 1."""
     rows = list(experiments.run_table(13, max_steps=200))
@@ -96,6 +98,7 @@ def test_tables_of_the_adder(number):
     assert all(row.iterations for row in experiments.run_table(number, max_steps=first))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_frozen_gradients_on_the_adder(seed):
     """Section 3 of the theory: one refresh a coarse step holds while stride times rate times curvature is small."""

@@ -38,6 +38,7 @@ def _by_hand(step, state, start, stride, refresh):
     return params, opt_state
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize(("stride", "refresh", "chunk"), [(7, 3, 2), (8, math.inf, 3), (6, 6, 16)])
 @pytest.mark.parametrize("name", _OPTIMIZERS)
 def test_a_coarse_step_is_the_optimizer_on_gradients_at_frozen_parameters(name, stride, refresh, chunk):
@@ -112,6 +113,7 @@ def test_the_refresh_follows_the_curvature():
     assert refresh(0.1) == "FrozenGradient(refresh=4), chosen from the curvature"
 
 
+@pytest.mark.slow
 def test_momentum_sets_the_first_factor():
     step = gritax.TrainStep(small.loss, optax.sgd(1e-4, momentum=0.9), small.batches())
     solution = gritax.solve(step, step.init(small.params()), 512)
@@ -150,6 +152,7 @@ def test_refused(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_a_guess_that_overflows_is_made_again_with_a_quarter():
     """Warm-up: at its start the curvature is small, and the refresh it asks for is far too long later."""
     loss = lambda w, x: jnp.sum(5 * (w - x) ** 2 + w**4)

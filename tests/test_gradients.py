@@ -21,6 +21,7 @@ from gritax.differentiation._call import Call
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 
 
+@pytest.mark.slow(4)
 @pytest.mark.parametrize("num_steps", [1, 5, 64, 1003])
 @pytest.mark.parametrize("method", [gritax.Multigrid(4), gritax.Multigrid((16,), relaxation=0)])
 def test_backwards(num_steps, method):
@@ -85,11 +86,12 @@ def _optimizer(name):
     }[name]
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("name", "coarse", "dtype"),
     [
-        ("adam", None, "float64"),
         ("momentum", None, "float32"),
+        ("adam", None, "float64"),
         pytest.param("sgd", None, "float64", marks=pytest.mark.slow),
         pytest.param("momentum", None, "float64", marks=pytest.mark.slow),
         pytest.param("adam", None, "float32", marks=pytest.mark.slow),
@@ -115,6 +117,7 @@ def test_training(name, coarse, dtype):
         assert_near(each, other, 1e-6 if dtype == "float64" else 2e-3)
 
 
+@pytest.mark.slow
 def test_seeds_are_mapped():
     step = gritax.TrainStep(small.loss, optax.sgd(0.05), small.batches())
     batch = jax.vmap(small.params_of)(jax.random.split(jax.random.key(3), 3))
@@ -126,6 +129,7 @@ def test_seeds_are_mapped():
     assert_near(found, wanted)
 
 
+@pytest.mark.slow
 def test_data_have_one_derivative_not_one_for_each_lane(monkeypatch):
     found, by_arrays = [], _linear._by_arrays
 
@@ -168,6 +172,7 @@ def test_an_array_that_phi_has_twice():
         assert_near(jax.jvp(found, (x,), (x,))[1], jax.jvp(wanted, (x,), (x,))[1])
 
 
+@pytest.mark.slow
 def test_numbers_of_python():
     def phi(state, start, stride):
         rate, u = state

@@ -84,6 +84,7 @@ def _assert_same(found, whole):
         assert getattr(found, name) == getattr(whole, name)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("problem", "before", "after", "at"),
     [
@@ -138,6 +139,7 @@ def _flipped(file, where):
 
 
 # orbax ends its event loop at the first file that it cannot read; others that it reads may then find none.
+@pytest.mark.slow(4)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("item", ["facts", "points"])
 @pytest.mark.parametrize("damage", [_cut, *(partial(_flipped, where=where) for where in (0.1, 0.3, 0.5, 0.7, 0.9))])

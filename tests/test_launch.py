@@ -93,6 +93,7 @@ def test_the_coordinator_listens_on_loopback_only(launch):
     assert _ending(launcher)[0] == 128 + signal.SIGINT
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_run(launch, victim):
     launcher = launch(_SUM + _FOREVER)
@@ -106,6 +107,7 @@ def test_a_killed_process_ends_the_run(launch, victim):
     assert _gone(processes)
 
 
+@pytest.mark.slow
 def test_the_others_are_ended_where_they_do_not_notice(launch):
     launcher = launch(_SUM + _PRINT + "time.sleep(1000)\n")
     os.kill(_running(launcher)[1], signal.SIGKILL)
@@ -114,6 +116,7 @@ def test_the_others_are_ended_where_they_do_not_notice(launch):
     assert "process 1 of 2 was killed by signal 9 (SIGKILL); the others were ended after" in errors
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stopped_process_ends_the_run(launch, victim):
     launcher = launch(_SUM + _FOREVER, "--timeout", "5")
@@ -125,6 +128,7 @@ def test_a_stopped_process_ends_the_run(launch, victim):
     assert _gone(processes)
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_ends_the_run(launch):
     launcher = launch(_SUM + "if not gritax.placement.is_first():\n    raise ValueError('of the second')\n" + _FOREVER)
     processes = _running(launcher)
@@ -135,6 +139,7 @@ def test_an_error_in_one_process_ends_the_run(launch):
     assert _gone(processes)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_process_that_has_joined(launch):
     # Not the second, which may come to it before the first has printed.
     ending = (
@@ -169,6 +174,7 @@ def test_a_process_that_ignores_sigterm_is_killed(launch):
     assert status == 128 + signal.SIGINT and soon and _gone(processes)
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize(
     ("ends", "status"), [("", 0), ("sys.exit(7)", 7), ("sys.exit(5 if first else 0)", 5), ("sys.exit(0 if first else 6)", 6)]
 )
@@ -179,6 +185,7 @@ def test_exit_status(launch, ends, status):
     assert ("ended with status" in errors) == (status in (5, 6))
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -197,6 +204,7 @@ def test_bad_arguments(arguments, message):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_command_of_gritax_prints_and_writes_once(tmp_path):
     file = tmp_path / "run.json"
     solve = ("gritax", "solve", "xor", "--steps", "64", "--coarsening", "4", "--json", str(file))

@@ -39,6 +39,7 @@ def _solved(step, state, num_steps=256):
     return solution
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("optimizer", "key"), [(optax.sgd(0.02), jax.random.key(5)), (optax.adam(1e-3), jax.random.PRNGKey(5))]
 )
@@ -53,6 +54,7 @@ def test_a_key_is_folded_with_the_step(optimizer, key):
     np.testing.assert_allclose(after.params["w"], state.params["w"] + updates["w"], rtol=1e-12)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("optimizer", [optax.sgd(0.005), optax.adam(1e-3)])
 def test_statistics_evolve_with_the_state(optimizer):
     with jax.numpy_dtype_promotion("standard"):
@@ -64,6 +66,7 @@ def test_statistics_evolve_with_the_state(optimizer):
     assert solution.state.stats["count"] == 256
 
 
+@pytest.mark.slow
 def test_a_coarse_step_carries_running_averages_exactly():
     """At frozen parameters the average of the batches' means, weighted as the steps weight them."""
     step = gritax.TrainStep(_normalised, optax.sgd(0.02), small.batches(), gritax.FrozenGradient(6, chunk=4), has_aux=True)
@@ -75,6 +78,7 @@ def test_a_coarse_step_carries_running_averages_exactly():
     np.testing.assert_allclose(found, wanted["mean"], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_key_and_statistics_together():
     def loss(params, stats, batch, key):
         value, stats = _normalised(params, stats, batch)
@@ -266,6 +270,7 @@ def test_refused(make, message):
         gritax.solve(*make(), 64)
 
 
+@pytest.mark.slow
 def test_numbers_of_a_model_stay_as_they_are():
     """A dropout rate is a Python float: a constant, no weight, though it stands among weights."""
 

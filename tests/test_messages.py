@@ -63,6 +63,7 @@ def test_messages_of_an_iteration(count, steps, groups):
             assert counts == expected.get(name, {}), name
 
 
+@pytest.mark.slow
 def test_minibatches_on_an_axis_of_their_own():
     """Devices of a row share the examples of a minibatch, those of a column the intervals."""
     mesh, batch = Mesh(np.array(jax.devices()).reshape(4, 2), ("time", "data")), small.batches()

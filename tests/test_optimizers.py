@@ -74,6 +74,7 @@ _NOT_BY_NUMBER = {
 }
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize(
     "name", ["labels by shape", pytest.param("masked by shape", marks=pytest.mark.slow), "pruned", "noise"]
 )
@@ -97,10 +98,11 @@ def _step(optimizer, refresh=8, **options):
     return step, step.init(small.params())
 
 
-# Those that differ little from others are left to `pytest -m slow`.
+# Those that differ little from others are left to `pytest --all`.
 _SLOW = {"adagrad", "lamb", "decayed", "cosine", "injected rate"}
 
 
+@pytest.mark.slow(4)
 @pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow) if x in _SLOW else x for x in _OPTIMIZERS])
 def test_parallel_training_equals_serial_training(name):
     step, state = _step(_OPTIMIZERS[name])
@@ -115,6 +117,7 @@ def test_parallel_training_equals_serial_training(name):
             np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-6), ("float32", 3e-5)])
 @pytest.mark.parametrize("name", ["momentum", "adam"])
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -171,6 +174,7 @@ def test_which_leaves_never_turn_negative(optimizer, expected):
     assert jax.tree.leaves(nonnegative(optimizer, jnp.ones(()))) == expected
 
 
+@pytest.mark.slow(4)
 @pytest.mark.parametrize(
     ("optimizer", "sums", "lasting"),
     [
@@ -190,6 +194,7 @@ def test_linear_optimizers_need_one_or_two_sums_of_gradients(optimizer, sums, la
     assert (found.num_sums, memory(optimizer, small.params())) == (sums, lasting)
 
 
+@pytest.mark.slow(4)
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 64, 1000])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 SGD = optax.sgd(0.05)
 
 
+@pytest.mark.slow
 def test_a_plan_that_pays_is_followed_while_it_is_faster(tmp_path):
     slowly = optax.sgd(0.002)
     plan = gritax.plan(small.loss, slowly, small.batches(), small.params(), 1024)
@@ -92,6 +93,7 @@ def test_what_is_taken_serially_has_no_plan():
         gritax.plan(small.loss, optax.apply_if_finite(SGD, 3), small.batches(), small.params(), 128)
 
 
+@pytest.mark.slow
 def test_a_pilot_that_does_not_converge_says_so():
     plan = gritax.plan(small.loss, optax.sgd(1e5), small.batches(), small.params(), 128, coarse=gritax.FrozenGradient(8))
     assert not plan.pays and "not finite after 128 steps" in plan.sentence and "nan" not in str(plan)

@@ -35,6 +35,7 @@ def test_poisson_by_finite_differences():
     np.testing.assert_allclose(problem.loss(params), np.mean((laplacian + force) ** 2) / 2, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "seed", "bound"), [("float64", 1, 1e-6), pytest.param("float32", 2, 1e-3, marks=pytest.mark.slow)]
 )
@@ -43,6 +44,7 @@ def test_poisson_has_the_serial_weights(dtype, seed, bound):
     assert _error(problem, 200, tolerance=None if dtype == "float32" else 1e-9) <= bound
 
 
+@pytest.mark.slow
 def test_poisson_is_learned():
     problem = gritax.problems.poisson(widths=(16, 16), num_points=128)
     trained = problem.step.params(gritax.solve_serial(problem.step, problem.state, 4000))
@@ -61,6 +63,7 @@ def test_poisson_without_points():
         gritax.problems.poisson(num_points=0)
 
 
+@pytest.mark.slow
 def test_digits_without_hidden_layers_is_logistic_regression():
     problem = gritax.problems.digits(optax.sgd(0.05), widths=(), dtype="float64")
     assert sum(x.size for x in jax.tree.leaves(problem.state.params)) == 650

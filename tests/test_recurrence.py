@@ -31,6 +31,7 @@ def _sequence(length, dtype, seed=0):
     return gates, jax.random.normal(input_key, (length, 3), dtype)
 
 
+@pytest.mark.slow(5)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("length", [1, 2, 1000, pytest.param(100_003, marks=pytest.mark.slow)])
 def test_values_and_gradients_are_those_of_the_serial_recurrence(length, dtype):
@@ -49,6 +50,7 @@ def test_values_and_gradients_are_those_of_the_serial_recurrence(length, dtype):
         near(each / size, other / size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [GILR, GILRLSTM])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_layers_are_those_of_the_serial_recurrence(layer, dtype, monkeypatch):
@@ -62,6 +64,7 @@ def test_layers_are_those_of_the_serial_recurrence(layer, dtype, monkeypatch):
         np.testing.assert_allclose(each, other, rtol=0, atol=500 * jnp.finfo(dtype).eps * float(jnp.max(jnp.abs(other))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "optimizer"), [(1, optax.sgd(0.5)), pytest.param(2, optax.adam(1e-2), marks=pytest.mark.slow)]
 )

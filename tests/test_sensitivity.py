@@ -36,6 +36,7 @@ def test_what_training_amplifies_is_measured():
     assert sensitivity.growth == 15 and sensitivity.error == pytest.approx(5e-8 + 1e-9)
 
 
+@pytest.mark.slow
 def test_weights_that_run_away_from_a_maximum_are_those_of_serial_training_or_not_converged():
     """A first window in parallel, and then a rate at which a small change grows by a twentieth a step."""
     rates = optax.piecewise_constant_schedule(1e-3, {512: 47.0})
@@ -80,6 +81,7 @@ def _for_fifty_steps(params, loss=lambda w, batch: _logistic(w) + 0 * jnp.sum(ba
     return trained, small.distance(trained.params, serial) / small.distance(serial, params)
 
 
+@pytest.mark.slow
 def test_what_training_does_not_move_hides_nothing():
     """Frozen parameters, unused ones, and a count among the statistics: each alone would drown the change."""
 
@@ -99,6 +101,7 @@ def test_a_tolerance_hides_nothing():
     assert error == 0 and "training amplifies errors" in trained.restarts[0]
 
 
+@pytest.mark.slow
 def test_a_tolerance_of_the_callers_is_no_more_than_that():
     """Where errors are not amplified, residuals of the tolerance are what was asked for."""
     problem = (small.loss, optax.sgd(0.02), small.batches())

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 
 _TRAIN = """
@@ -54,6 +55,7 @@ if first:
 )
 
 
+@pytest.mark.slow
 def test_weights_on_any_number_of_processes(launch, tmp_path):
     """Those of coarse steps with many stages to rounding, the others to the last bit; solves go on from iterates of others."""
     found = []
@@ -79,6 +81,7 @@ def test_processes_must_see_the_same_checkpoints(launch, tmp_path):
     assert "the processes found checkpoints of other steps (500, 0)" in errors
 
 
+@pytest.mark.slow
 def test_a_mesh_has_all_processes_or_this_one(launch):
     script = """
 make = lambda devices: jax.make_mesh((len(devices),), ("time",), devices=devices)

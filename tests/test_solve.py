@@ -6,14 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, strategies as st
 from obvious_mgrit import ObviousMGRIT
 
 import gritax
 from gritax._relaxation import relax_finest
-
-
-_SETTINGS = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def _linear(u, start, stride):
@@ -49,7 +46,6 @@ def _state(dtype=jnp.float64):
     return jnp.array([1.0, -0.5], dtype)
 
 
-@_SETTINGS
 @given(method=_methods(), num_steps=st.integers(1, 90), name=st.sampled_from(sorted(_EVOLUTIONS)))
 def test_every_iterate_is_that_of_the_obvious_mgrit(method, num_steps, name):
     phi, state, iterations = _EVOLUTIONS[name], _state(), 3
@@ -81,8 +77,8 @@ def test_every_iterate_is_that_of_the_obvious_mgrit(method, num_steps, name):
     np.testing.assert_allclose(solution.state, obvious.u[0][-1], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32], ids=["float64", "float32"])
-@_SETTINGS
 @given(method=_methods(), num_steps=st.integers(1, 120), name=st.sampled_from(sorted(_EVOLUTIONS)))
 def test_converges_to_the_serial_twin(dtype, method, num_steps, name):
     phi, state = _EVOLUTIONS[name], _state(dtype)
@@ -94,7 +90,6 @@ def test_converges_to_the_serial_twin(dtype, method, num_steps, name):
     assert np.linalg.norm(solution.state - serial) <= (2e-5 if dtype == jnp.float64 else 1e-4) * distance
 
 
-@_SETTINGS
 @given(method=_methods(), num_steps=st.integers(2, 80))
 def test_finite_termination(method, num_steps):
     """After k iterations the front of exact steps has moved by (sweeps + 1) k intervals, whatever the coarse steps do."""
@@ -113,6 +108,7 @@ def test_finite_termination(method, num_steps):
     assert solution.residuals[-1] <= 1e-13
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize("cycle", ["V", "F"])
 @pytest.mark.parametrize("sweeps", [0, 1, 2])
 def test_the_exact_solution_as_a_guess_has_no_residual(cycle, sweeps):
@@ -188,6 +184,7 @@ def _graded(phi, state, size, factor, num_levels):
     return jnp.stack([known[step] for step in range(factor, size + 1, factor)])
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize(("size", "factor", "num_levels"), [(83, 3, 4), (70, 4, 2), (20, 4, 1)])
 def test_a_graded_guess_begins_in_short_strides(size, factor, num_levels):
     method = gritax.Multigrid(factor, max_levels=num_levels, min_coarse=2)

@@ -23,6 +23,7 @@ def _quadratic(coarse, optimizer=None, dtype="float64"):
     return step, step.init(jnp.ones(40, dtype))
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("sweeps", [0, 1, 2])
 def test_two_levels_have_the_factor_of_the_literature(sweeps):
     step, state = _quadratic(gritax.RescaledRate())
@@ -36,6 +37,7 @@ def test_two_levels_have_the_factor_of_the_literature(sweeps):
     assert 0.8 * wanted.max() < found.factor <= 1.001 * wanted.max()
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("cycle", "relaxation", "weight"),
     [
@@ -63,6 +65,7 @@ def test_no_cycle_leaves_more_of_the_largest_error(cycle, relaxation, weight):
     assert np.all(after <= bound * before + 1e-14)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("steps", "levels", "cycle", "relaxation", "weight"),
     [
@@ -103,6 +106,7 @@ def test_the_factor_of_a_mode_is_that_of_a_solve(steps, levels, cycle, relaxatio
     np.testing.assert_allclose(found.factors[0, -1], np.max(residuals[1:] / residuals[:-1]), rtol=0.02)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("optimizer", "rate", "dtype"),
     [
@@ -124,6 +128,7 @@ def test_kappa_is_the_rate_times_the_largest_curvature(optimizer, rate, dtype):
     assert found.steps[-1] == 1024 and len(found.steps) == len(found.kappas)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("coarse", "problem"),
     [
@@ -234,6 +239,7 @@ def test_on_minibatches_it_errs_on_the_safe_side(coarse, seed):
     assert measured < predicted.factor < 0.2
 
 
+@pytest.mark.slow
 def test_the_stiffest_directions_are_predicted_as_they_are_taken():
     """A network whose spectrum is wide: without them the same stages would be unstable."""
     step, state = _quadratic(gritax.Stabilized(directions=20), optax.sgd(0.2))

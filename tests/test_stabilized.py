@@ -31,6 +31,7 @@ def _quadratic(curvatures, coarse):
     return gritax.TrainStep(lambda w, x: 0.5 * jnp.sum(curvatures * w**2), optax.sgd(1.0), lambda step: None, coarse)
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("stride", [3, 16, 64, 1024])
 def test_on_a_quadratic_it_is_the_damped_chebyshev_polynomial(stride):
     curvatures = np.array([1e-4, 0.003, 0.02, 0.1])
@@ -57,6 +58,7 @@ def test_stages_follow_the_curvature_at_each_step():
     assert stages(64 * curvature.within(starts, 64)).tolist() == [2, 2, 2, 1, 1]
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("name", _OPTIMIZERS)
 def test_one_stage_is_the_frozen_gradient(name):
     step = gritax.TrainStep(small.loss, _OPTIMIZERS[name], small.batches(), gritax.Stabilized(0.05))
@@ -67,6 +69,7 @@ def test_one_stage_is_the_frozen_gradient(name):
     assert small.distance(found.params, wanted.params) <= 1e-12
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("name", ["sgd", "scheduled", "momentum", "adam"])
 def test_of_constant_gradients_it_is_the_training_steps(name):
     """Parameters and optimizer state, whatever the number of stages."""
@@ -82,6 +85,7 @@ def test_of_constant_gradients_it_is_the_training_steps(name):
         np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "least"), [pytest.param("sgd", 3.3, marks=pytest.mark.slow), ("momentum", 3.3)])
 def test_it_is_of_first_order(name, least):
     """Half the learning rate, a quarter of the error of a step of the same stride, once it is small."""
@@ -100,6 +104,7 @@ def test_it_is_of_first_order(name, least):
     assert error(1e-3) / error(5e-4) >= least
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"),
     [
@@ -134,6 +139,7 @@ def test_steps_that_train_on_the_same_data_share_a_gradient():
             np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_more_stages_after_a_failure():
     """Up to a point; a kappa of the caller's is kept, and that it was too small is an error."""
     step = gritax.TrainStep(small.loss, _OPTIMIZERS["sgd"], small.batches(), gritax.Stabilized())
@@ -164,6 +170,7 @@ def test_refused(make, message):
         make()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "at_guess", "after_one"),
     [

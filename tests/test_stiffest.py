@@ -57,6 +57,7 @@ def test_they_are_the_leading_eigenvectors(dtype):
     assert found.anywhere and not found.forgotten().anywhere
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [

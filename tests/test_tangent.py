@@ -66,6 +66,7 @@ _CASES = [
 ]
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize(("name", "criterion", "minibatches"), _CASES)
 def test_of_a_linear_network_it_is_the_training_steps(name, criterion, minibatches):
     """Parameters and optimizer state, from states with a velocity, several lanes at once."""
@@ -81,6 +82,7 @@ def test_of_a_linear_network_it_is_the_training_steps(name, criterion, minibatch
     assert small.distance(found, wanted) <= (1e-6 if name == "scheduled" else 1e-11)  # Optax's schedules are of float32
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("criterion", "minibatches"),
     [("least squares", True), ("cross-entropy", False), pytest.param("least squares", False, marks=_SLOW)],
@@ -101,6 +103,7 @@ def test_without_room_for_the_jacobian_it_is_the_same(criterion, minibatches):
     assert [step.depth(16) for step in chosen] == [1, 2]
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("minibatches", [False, True])
 def test_a_linear_network_takes_one_iteration(minibatches):
     step, state = _training(_CRITERIA["least squares"], _LINEAR["momentum"], minibatches)
@@ -122,6 +125,7 @@ def test_half_squares_in_closed_form():
     np.testing.assert_allclose(found, w + x.T @ (q @ (bracket * (q.T @ (y - x @ w)))), rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [optax.sgd(0.01), pytest.param(optax.sgd(0.002, momentum=0.8), marks=_SLOW), pytest.param(optax.adamw(1e-3), marks=_SLOW)],
@@ -148,6 +152,7 @@ def test_second_order_in_the_stride(optimizer):
     assert errors(batches, gritax.Tangent())[-1] < errors(batches, frozen)[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "dtype", "seed"),
     [
@@ -167,6 +172,7 @@ def test_converges_to_the_serial_weights(optimizer, dtype, seed):
     assert small.relative_error(step, state, 240, solution) <= (2e-6 if dtype == "float64" else 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("serialized", [False, pytest.param(True, marks=_SLOW)])
 def test_xor_in_ten_iterations(serialized):
     problem = gritax.problems.xor(serialized=serialized, coarse=gritax.Tangent())
@@ -241,6 +247,7 @@ def test_lapack_under_vmap():
     np.testing.assert_allclose(twice(_lapack.solve_unit_lower)(unit, b), np.linalg.solve(unit, b[..., None])[..., 0], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_coarse_steps_together_take_no_more_than_the_memory():
     """As XLA counts it: 256 examples, so that one row of the Jacobian passes 256 times what is in it."""
     problem = gritax.problems.sine(coarse=gritax.Tangent(memory=2**28))

@@ -84,6 +84,7 @@ def test_averaged_data_is_the_mean_of_the_batches_replaced():
     np.testing.assert_allclose(found, -0.1 * 4 * np.mean([4, 5, 6, 7]) * np.ones(2), rtol=1e-13)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("data", ["level", "injected", "averaged"])
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -224,6 +225,7 @@ def test_parameters_in_place_of_a_state():
         gritax.solve(_quadratic(), jnp.ones(3), 40)
 
 
+@pytest.mark.slow
 def test_an_optimizer_with_moments_runs():
     step = gritax.TrainStep(lambda w, x: jnp.sum((w - x) ** 2), optax.sgd(0.001, momentum=0.5), lambda step: jnp.ones(3))
     solution = gritax.solve(step, step.init(jnp.zeros(3)), 100)
