@@ -66,6 +66,7 @@ def test_tangent_steps_choose_their_own_cycle(tmp_path):
     assert counts[options][1] == 200
 
 
+@pytest.mark.slow
 def test_not_converging_has_a_status_of_its_own_and_can_go_on(tmp_path):
     solve = ("solve", "xor", "--coarsening", "16", "--cycle", "V", "--resume", str(tmp_path / "run"), "--steps")
     done = _gritax(*solve, "200", "--max-iterations", "1")

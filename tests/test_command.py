@@ -150,7 +150,7 @@ def test_its_version(capsys):
     assert _printed(["--version"], capsys) == f"gritax {importlib.metadata.version('gritax')}\n"
 
 
-@pytest.mark.slow(2)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("arguments", "environment", "told"),
     [

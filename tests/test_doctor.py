@@ -31,6 +31,7 @@ def test_all_is_well(tmp_path):
     assert found["process"] == "one alone" and found["solve"].startswith("works")
 
 
+@pytest.mark.slow
 def test_as_text():
     done = _doctor()
     assert done.returncode == 0

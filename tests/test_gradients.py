@@ -58,6 +58,7 @@ def test_mapped_and_both():
         assert_near(found, wanted)
 
 
+@pytest.mark.slow
 def test_on_several_devices():
     mesh = Mesh(np.array(jax.devices()[:3]), ("time",))
     found = jax.grad(partial(sum_of_squares, parallel, mesh=mesh), (0, 1, 2))(RATE, FORCING, U)
@@ -156,6 +157,7 @@ class _Again(Two):
         return Two(self.a, self.a)
 
 
+@pytest.mark.slow
 def test_an_array_that_phi_has_twice():
     x, u = jnp.array(0.7), jnp.array(2.0)
     both, first, second = (

@@ -18,12 +18,12 @@ def _tuple(value):
     return tuple(value) if isinstance(value, list) else value
 
 
-_CASES_OF_EACH = [
-    case if index % 4 == 0 else pytest.param(case, marks=pytest.mark.slow) for index, case in enumerate(_WITHIN_THE_METHOD)
+_MARKED = [
+    case if index % 6 == 0 else pytest.param(case, marks=pytest.mark.slow) for index, case in enumerate(_WITHIN_THE_METHOD)
 ]
 
 
-@pytest.mark.parametrize("case", _CASES_OF_EACH, ids=lambda case: case["id"])
+@pytest.mark.parametrize("case", _MARKED, ids=lambda case: case["id"])
 def test_history(case):
     phi, state, guess = problem(case)
     method = gritax.Multigrid(

@@ -185,7 +185,7 @@ def test_exit_status(launch, ends, status):
     assert ("ended with status" in errors) == (status in (5, 6))
 
 
-@pytest.mark.slow(2)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -140,6 +140,7 @@ def test_what_is_not_trained_is_carried_along():
     np.testing.assert_array_equal(solution.params["index"], [2, 0, 1])
 
 
+@pytest.mark.slow
 def test_statistics_count_in_the_default_tolerance():
     """Statistics that the weights do not depend on, and that are no average: the solve must wait for them."""
 

@@ -112,6 +112,7 @@ def test_a_tolerance_of_the_callers_is_no_more_than_that():
     assert 0 < small.distance(trained.params, serial.params) <= 1e-3 * 1024**0.5
 
 
+@pytest.mark.slow
 def test_what_is_not_trained_makes_no_alarm():
     """In float32, whose rounding of a large leaf would be as far as the others travel."""
     loss = lambda params, batch: 0.5 * jnp.sum(jnp.array([1, 0.3], jnp.float32) * (params["w"] - batch) ** 2)

@@ -194,6 +194,7 @@ def test_what_is_measured_along_a_guess_is_what_a_guess_is_good_enough_for(optim
         assert coarse.method(64) == levels
 
 
+@pytest.mark.slow
 def test_directions_are_found_again_after_one_failure():
     """After a second there are none: a solve that they slow down does not begin again with them until it may no more."""
     step = gritax.TrainStep(small.loss, optax.sgd(0.1), small.batches())
