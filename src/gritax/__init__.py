@@ -27,6 +27,7 @@ from .coarse import (
     Stabilized as Stabilized,
     Tangent as Tangent,
 )
+from .newton import Newton as Newton
 from .planning import Plan as Plan, plan as plan
 from .training import CompositeLoss as CompositeLoss, TrainStep as TrainStep
 

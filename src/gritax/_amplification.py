@@ -1,12 +1,13 @@
 """The growth of a small change along an evolution: where rounding is amplified, a small residual says nothing of the end."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ._convergence import DEFAULT_TOLERANCE, Verdict, least_precise
 from ._correction import keep_exact
@@ -49,38 +50,47 @@ class Amplification:
         return max(DEFAULT_TOLERANCE, _LEAST * self.eps)
 
 
-def judged(window: Window) -> tuple[Verdict, Amplification | None]:
-    """(the verdict of a solve, unless amplified rounding has spoilt what it says has converged; the amplification).
+def judged(verdict: Verdict, found: Amplification, error: Callable[[], float]) -> Verdict:
+    """The verdict of a solve, unless amplified rounding has spoilt what it says has converged.
 
-    Warns where rounding grows beyond what is asked for. Where the figure is no bound any more, the steps are taken one after
-    the other, which tells.
+    Warns where rounding grows beyond what is asked for. Where the figure is no bound any more, `error` has to tell how far the
+    final state is from that of serial steps, in units of the distance travelled.
     """
-    if not window.verdict.converged:
-        return window.verdict, None
-    found = amplification(window)
-    if found.rounding <= found.least_error:
-        return window.verdict, found
+    if not verdict.converged or found.rounding <= found.least_error:
+        return verdict
     sentence = (
         f"the evolution amplifies a small change of its state {found.growth:.2g}-fold, and so rounding to {found.rounding:.1g} "
         "of the distance travelled"
     )
     cure = f"Lower the learning rate{', use float64' * (found.eps > 1e-12)} or take fewer steps"
-    if found.rounding > _TOO_LARGE and (error := _error(window)) > found.least_error:
+    if found.rounding > _TOO_LARGE and (apart := error()) > found.least_error:
         return Verdict(
             False,
-            f"not converged: {sentence} or more. The final state is {error:.2g} of that distance from the one that steps taken "
+            f"not converged: {sentence} or more. The final state is {apart:.2g} of that distance from the one that steps taken "
             f"one after the other end in here, and on another machine these would end elsewhere too. {cure}",
-        ), found
+        )
     warn(f"{sentence}: on another machine, serial steps would agree with the final state no better than that. {cure}.")
-    return window.verdict, found
+    return verdict
 
 
-def _error(window: Window) -> float:
-    """The distance of the final state from that of serial steps, in units of the distance that these travel."""
+def judged_window(window: Window) -> tuple[Verdict, Amplification | None]:
+    """(the verdict on a window of multigrid, the amplification if it converged)."""
+    if not window.verdict.converged:
+        return window.verdict, None
     evolution, finest = window.evolution, window.hierarchy[0]
-    first = evolution.natural(local(states_at(finest, window.c, np.int32(0)), window.mesh))
-    final, clock = advance(evolution, first, evolution.clock(jnp.int32(0)), np.int32(finest.size))
-    params = [evolution.solved_for(state, clock) for state in (window.final, final, first)]
+
+    def error():
+        first = evolution.natural(local(states_at(finest, window.c, np.int32(0)), window.mesh))
+        return error_of(evolution, first, evolution.clock(jnp.int32(0)), finest.size, window.final)
+
+    found = amplification(window)
+    return judged(window.verdict, found, error), found
+
+
+def error_of(evolution: Evolution, first: PyTree[Array], clock: PyTree[Array], num_steps: int, last: PyTree[Array]) -> float:
+    """The distance of `last` from the state that serial steps end in, in units of the distance that these travel."""
+    final, clock = advance(evolution, first, clock, np.int32(num_steps))
+    params = [evolution.solved_for(state, clock) for state in (last, final, first)]
     apart, travelled = (float(norm(jax.tree.map(jnp.subtract, params[i], params[1]))) for i in (0, 2))
     return apart / travelled if math.isfinite(apart) and travelled > 0 else math.inf
 

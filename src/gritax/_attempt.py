@@ -51,6 +51,9 @@ class Progress:
     def window(self, first: int, num_steps: int, kind: str, reason: str) -> None:
         """Of `gritax.train`: the next steps are taken, `"parallel"` or `"serial"`; `begin` follows if it is the former."""
 
+    def front(self, taken: int, num_steps: int, in_flight: int, sweeps: int, seconds: float) -> None:
+        """Of `gritax.Newton`: so many of the steps are final, and so many in flight, after some more sweeps."""
+
     def end(self, solution: Solution) -> None:
         """The solve is over, converged or not."""
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from ._adaptation import prepared
-from ._amplification import judged
+from ._amplification import judged_window
 from ._arguments import require_bool, require_steps, require_whole
 from ._attempt import Bounds, Progress as Progress
 from ._convergence import ConvergenceError, require_tolerance
@@ -29,6 +29,7 @@ from ._validation import is_concrete, validated
 from ._window import Window, solve_window
 from .checkpoint import Iterates, digest, kept_in
 from .differentiation import AIM, traced
+from .newton import Newton, solution_by
 
 
 logger = logging.getLogger("gritax")
@@ -46,7 +47,7 @@ def solve(
     phi: Phi,
     state: PyTree,
     num_steps: int,
-    method: Multigrid | Planned | None = None,
+    method: Multigrid | Newton | Planned | None = None,
     *,
     tolerance: float | None = None,
     max_iterations: int = 50,
@@ -70,8 +71,9 @@ def solve(
     - `state`: `w[0]`, any pytree. Floating leaves are solved for. Integer, boolean and key arrays are clocks: phi must
       compute them from the step and from clocks alone. Other leaves are constants.
     - `num_steps`: N, at least 1.
-    - `method`: the multigrid method, or the `Plan` of `plan.step` for its own; `None` for what phi proposes, else
-      `Multigrid()`.
+    - `method`: a `Multigrid`, or the `Plan` of `plan.step` for its own; `None` for what phi proposes, else `Multigrid()`. Or a
+      `Newton`, for which `max_iterations`, `initial_guess`, `save_every`, `checkpoint`, `mesh` and `profile` do not count; its
+      tolerance is on the error of the final state.
     - `tolerance`: on `Solution.residuals`, absolute. `None` stops when `Solution.relative_residuals` reaches 1e-6 and the
       final parameters have settled to 1e-6 of the distance travelled, or at the rounding floor of the dtype. 0 runs exactly
       `max_iterations` and never raises.
@@ -116,12 +118,20 @@ def solve(
     for name, value in (("throw", throw), ("profile", profile)):
         require_bool(name, value)
     method = getattr(method, "method", method)
-    if method is not None and not isinstance(method, Multigrid):
+    if method is not None and not isinstance(method, Multigrid | Newton):
         raise ValueError(f"method must be a gritax.Multigrid, such as gritax.Multigrid(coarsening=4), not {method!r}.")
     if progress is not None and not isinstance(progress, Progress):
         raise ValueError(f"progress must be a gritax.Progress, such as gritax.progress.Lines(), not {progress!r}.")
     mesh, asked_for = as_mesh(mesh), kept_in(checkpoint, resume)
     num_steps, progress = int(num_steps), progress or Progress()
+    if isinstance(method, Newton):
+        multigrid_only = {"initial_guess": initial_guess, "save_every": save_every, "mesh": mesh, "checkpoint": asked_for}
+        for name, value in multigrid_only.items() | {("profile", profile or None)}:
+            if value is not None:
+                raise ValueError(
+                    f"{name} is for gritax.Multigrid, and gritax.Newton does not take it yet: leave one of them out."
+                )
+        return ended(solution_by(method, prepared(phi, num_steps), state, num_steps, tolerance, progress), throw, progress)
     (method or Multigrid()).hierarchy(num_steps)
 
     def solved(phi, state, exactly):
@@ -154,12 +164,7 @@ def solve(
             )
         assert isinstance(window, Window), "declined only where depth is bounded"
         solution = _solution(window, num_steps, save_every, recording)
-        progress.end(solution)
-        if not solution.converged and tolerance != 0:
-            if throw:
-                raise ConvergenceError(solution.reason + ".", solution)
-            logger.warning("%s", solution.reason)
-        return solution, window
+        return ended(solution, throw if tolerance != 0 else None, progress), window
 
     if is_concrete((phi, state)):
         return solved(phi, state, False)[0]
@@ -168,9 +173,19 @@ def solve(
     return traced(solved, phi, state, throw, asked_for is not None)
 
 
+def ended(solution: Solution, throw: bool | None, progress: Progress) -> Solution:
+    """`solution`, or `ConvergenceError` if it has not converged and `throw` is True; None leaves that untold."""
+    progress.end(solution)
+    if not solution.converged and throw is not None:
+        if throw:
+            raise ConvergenceError(solution.reason + ".", solution)
+        logger.warning("%s", solution.reason)
+    return solution
+
+
 def _solution(window: Window, num_steps: int, save_every: int | None, recording: Recording | None) -> Solution:
     evolution, hierarchy, reports = window.evolution, unshared(window.hierarchy), window.reports
-    verdict, grown = judged(window)
+    verdict, grown = judged_window(window)
     # Losses are computed later, if at all, and keep no more of the window than its C-points alive. Of several processes all
     # take part in collecting these, and later one may ask by itself.
     held = window.collected() if save_every or is_of_several_processes(window.mesh) else None

@@ -63,6 +63,13 @@ class Lines(Progress):
         how = "at once" if kind == "parallel" else "one after the other"
         self.console.print(f"steps {first:,} to {first + num_steps:,} {how}{': ' if reason else ''}{reason}")
 
+    def front(self, taken: int, num_steps: int, in_flight: int, sweeps: int, seconds: float) -> None:
+        left = seconds * (num_steps - taken) / max(taken, 1)
+        share = f"{taken:,} of {num_steps:,} steps ({100 * taken // num_steps} percent)"
+        self.console.print(
+            f"sweep {sweeps:,}: {share}, {in_flight:,} in flight, {seconds:.2f} s{f', {left:.2g} s left' * (left > 0)}"
+        )
+
     def end(self, solution: Solution) -> None:
         self.console.print()
 
@@ -112,6 +119,10 @@ class Live(Lines):
     def window(self, first: int, num_steps: int, kind: str, reason: str) -> None:
         super().window(first, num_steps, kind, reason)
         self._now(f"steps {first:,} to {first + num_steps:,}")
+
+    def front(self, taken: int, num_steps: int, in_flight: int, sweeps: int, seconds: float) -> None:
+        super().front(taken, num_steps, in_flight, sweeps, seconds)
+        self._now(f"steps from {taken:,} on")
 
     def end(self, solution: Solution) -> None:
         self._bar.stop()

@@ -1,0 +1,74 @@
+r"""Which of the first steps in flight are final, and what their errors add up to.
+
+A correction $\delta$ of a step that shrinks by $\rho$ a sweep leaves an error of about $\rho / (1 - \rho) |\delta|$. Only the
+state of the front is handed on, so each sweep adds one such term. The terms are nearly independent, and add in quadrature
+$B^2 \leftarrow \gamma^2 B^2 + e^2$ where training amplifies by $\gamma \ge 1$ on the way.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ._flight import Aim, Flight, Shape
+
+
+# A rate that is small by accident is none; a step whose correction grows has an error of several of them.
+_LEAST_RATE, _STALLED, _GROWS, _GROWN = 0.2, 0.9, 1.5, 4.0
+# The share of what is left of the tolerance, squared, that one sweep may spend, and the least that it may always.
+_SHARE, _LEAST = 0.25, 0.01
+# A correction beyond this share of the distance travelled says that the step is far from right, and the model perhaps wrong.
+_FAR = 0.5
+
+
+class Acceptance(NamedTuple):
+    """`accepted` steps are final, the first `kept` stay in flight; the `error` that this adds, the distance `travelled`.
+
+    `moved` is how far each step was corrected.
+    """
+
+    accepted: Array
+    kept: Array
+    error: Array
+    travelled: Array
+    moved: Array
+
+
+def acceptance(shape: Shape, aim: Aim, flight: Flight, new: Array, delta: Array, origin: Array) -> Acceptance:
+    """From the corrected states `new` after each step in flight, and their corrections `delta`."""
+    front, rows = flight.front, flight.rows
+    index, last = jnp.arange(shape.capacity, dtype=jnp.int32), rows.live - 1
+    norm = lambda x: jnp.linalg.norm(x, axis=1)
+    # The first step begins at the front and is exact. The state after the last one is new, and as good as the one before.
+    moved = jnp.where(index == last, norm(delta)[jnp.maximum(last - 1, 0)], norm(delta)).at[0].set(0)
+    before = jnp.where(index == last, rows.moved[jnp.maximum(last, 0)], jnp.roll(rows.moved, -1))
+    is_live = index < rows.live
+    distance = jax.lax.cummax(jnp.maximum(front.travelled, jnp.where(is_live, norm(new - origin[None]), 0)))
+
+    wild = is_live & ~(moved <= _FAR * distance) & (index > 0)
+    first_wild = jnp.argmax(wild).astype(jnp.int32)
+    kept = jnp.where(jnp.any(wild), jnp.maximum(2 * first_wild // 3, 1), rows.live)
+
+    rate = jnp.where(jnp.isfinite(before) & (before > 0), moved / before, 1)
+    shrinks = jnp.clip(rate, _LEAST_RATE, _STALLED)
+    error = jnp.where(rate < _STALLED, shrinks / (1 - shrinks), jnp.where(rate > _GROWS, _GROWN, 1)) * moved
+    progress = (front.taken + 1 + index).astype(moved.dtype) / shape.num_steps
+    budget = jnp.square((aim.relative * distance + aim.absolute) * (0.5 + 0.5 * progress))
+    left = jnp.maximum(budget - jnp.square(front.error), _LEAST * budget)
+    good = ((jnp.square(error) <= _SHARE * left) & (index < kept)).at[0].set(True)
+    accepted = jnp.sum(jnp.cumprod(good.astype(jnp.int32))).astype(jnp.int32)
+    return Acceptance(accepted, kept, error[accepted - 1], distance[accepted - 1], moved)
+
+
+def growth(changes: Array, gradients: Array, stays: Array, steps: Array) -> Array:
+    """By how much so many steps amplify the changes of states that sweeps make: at least 1.
+
+    `1 - s c` a step, with c the mean curvature along these changes, from pairs (changes of states, of gradients) in units of d,
+    and s what the optimizer makes of a gradient that stays. Corrections point where errors do.
+    """
+    lengths = jnp.sum(jnp.square(changes), axis=1)
+    told = lengths > 0
+    each = jnp.where(told, jnp.sum(changes * gradients, axis=1) / jnp.where(told, lengths, 1), 0)
+    curvature = jnp.sum(each) / jnp.maximum(jnp.sum(told), 1)
+    return jnp.maximum(jnp.abs(1 - stays * curvature), 1) ** steps

@@ -1,0 +1,106 @@
+"""The chain of steps that is solved, on flat vectors: what a step evaluates, and what follows from it without an evaluation."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree, Scalar
+
+from .._clocks import tabulate as clocks_at
+from .._evolution import Evolution
+from .._hierarchy import Level
+from .._optimizer import update
+from ..training import TrainState, TrainStep
+
+
+class Training:
+    """`x' = x + update(g, S, x)`, `g = grad loss(x, batch(i))`: x are the trained parameters, S is the optimizer's state.
+
+    An evaluation needs no S, so all steps in flight are evaluated at once. What the optimizer makes of their gradients is
+    elementwise, and follows in the order of the steps.
+    """
+
+    def __init__(self, step: TrainStep, state: TrainState):
+        self.step, self._state = step, state
+        self.params, self._frozen = step.split(state.params)
+        self.first, self.unflatten = ravel_pytree(self.params)
+        self.memory = state.opt_state
+
+    def evaluate(self, x: Array, start: Array) -> tuple[Array, Scalar]:
+        """(gradient, loss) of the step `start` at `x`."""
+        params = eqx.combine(self.unflatten(x), self._frozen)
+        (value, _), gradient = self.step.gradient(params, self._state.stats, self.step.data(start), start)
+        return ravel_pytree(gradient)[0], value
+
+    def follow(self, x: Array, gradient: Array, value: Scalar, memory: PyTree, start: Array) -> tuple[Array, PyTree]:
+        """(the state after the step, S after it), with an evaluation at `x`."""
+        updates, memory = update(self.step.optimizer, self.unflatten(gradient), memory, self.unflatten(x), value)
+        return x + ravel_pytree(updates)[0], memory
+
+    def state(self, x: Array, memory: PyTree) -> TrainState:
+        return TrainState(eqx.combine(self.unflatten(x), self._frozen), memory, self._state.stats)
+
+
+class Steps:
+    """`x' = x - g`, `g = x - phi(x)`: all floating leaves of the state of any phi near the identity. Clocks are tabulated."""
+
+    def __init__(self, evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array]):
+        self._evolution = evolution
+        self.first, self.unflatten = ravel_pytree(floating)
+        self.memory = clock
+
+    def evaluate(self, x: Array, start: Array) -> tuple[Array, Scalar]:
+        after, _ = self._evolution.advance(self.unflatten(x), self._evolution.clock(start), start, 1)
+        return x - ravel_pytree(after)[0], jnp.zeros((), x.dtype)
+
+    def follow(self, x: Array, gradient: Array, value: Scalar, memory: PyTree, start: Array) -> tuple[Array, PyTree]:
+        return x - gradient, self._evolution.clock(start + 1)
+
+    def state(self, x: Array, memory: PyTree) -> Any:
+        return self._evolution.merge(self.unflatten(x), memory)
+
+
+Chain = Training | Steps
+
+
+def tabulated(evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array], num_steps: int) -> Evolution:
+    """`evolution` with its clocks at every step. Those of a training step are in the optimizer's state, which is followed."""
+    if isinstance(evolution.phi, TrainStep):
+        return evolution
+    return clocks_at(evolution, floating, clock, Level(0, num_steps, 1, num_steps))[0]
+
+
+def chain_of(evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array]) -> Chain:
+    """The chain of `evolution` from this state. Made anew wherever a program is traced."""
+    if isinstance(evolution.phi, TrainStep):
+        return Training(evolution.phi, evolution.merge(floating, clock))
+    return Steps(evolution, floating, clock)
+
+
+def follow_all(chain: Chain, x: Array, gradients: Array, values: Array, memory: PyTree, pos: Array, blocks: int):
+    """(states after each step, S after each of so many equal parts of the window)."""
+    starts = pos + jnp.arange(len(x), dtype=jnp.int32)
+
+    def step(memory, given):
+        x, gradient, value, start = given
+        after, memory = chain.follow(x, gradient, value, memory, start)
+        return memory, after
+
+    def part(memory, given):
+        last, after = jax.lax.scan(step, memory, given)
+        return last, (after, last)
+
+    given = jax.tree.map(lambda x: x.reshape(blocks, -1, *x.shape[1:]), (x, gradients, values, starts))
+    _, (after, memories) = jax.lax.scan(part, memory, given)
+    return after.reshape(x.shape), memories
+
+
+def follow_some(chain: Chain, x: Array, gradients: Array, values: Array, memory: PyTree, pos: Array, count: Array) -> PyTree:
+    """S after the first `count` steps of the window."""
+
+    def step(j, memory):
+        return chain.follow(x[j], gradients[j], values[j], memory, pos + j)[1]
+
+    return jax.lax.fori_loop(jnp.int32(0), count, step, memory)

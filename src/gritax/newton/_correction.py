@@ -1,0 +1,59 @@
+r"""Newton's correction of a window, and the guess for the steps that enter it, by the recurrence of each mode of the model.
+
+For the residuals $r_{i+1} = \Phi_i(w_i) - w_{i+1}$ the correction solves $\delta_{i+1} = A_i \delta_i + r_{i+1}$,
+$\delta_0 = 0$. In a direction of the model, $A_i$ is the k x k matrix $T_i + h A_i e_0^T$ of the optimizer; in all others it is taken as 1, and
+the correction is a cumulative sum.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ._curvature import Curvature
+from ._response import Response
+
+
+def correction(residuals: Array, model: Curvature, response: Response) -> Array:
+    """delta after each step [steps, P], from the residuals of the steps, zero where there are none."""
+    v, d = model.directions, response.units
+    forcing = residuals @ (v / d[:, None])
+    size = response.transfer.shape[-1]
+    matrices = (
+        response.transfer[:, None]
+        + model.values[None, :, None, None] * jnp.einsum("ni,j->nij", response.gain, jnp.eye(size, dtype=v.dtype)[0])[:, None]
+    )
+    vectors = jnp.zeros((*forcing.shape, size), v.dtype).at[..., 0].set(forcing)
+
+    def after(first, second):
+        (m, b), (n, c) = first, second
+        return n @ m, (n @ b[..., None])[..., 0] + c
+
+    _, modes = jax.lax.associative_scan(after, (matrices, vectors))
+    off = modes[..., 0] - jnp.cumsum(forcing, axis=0)
+    return jnp.cumsum(residuals, axis=0) + (off @ v.T) * d[None]
+
+
+def stays(response: Response) -> Array:
+    """What the optimizer makes of a gradient that stays, a step: s D g."""
+    transfer, gain = response.transfer[-1], response.gain[-1]
+    if len(gain) == 1:
+        return -gain[0]
+    rest = jnp.eye(len(gain), dtype=gain.dtype)[1:, 1:] - transfer[1:, 1:]
+    return -(gain[0] + transfer[0, 1:] @ jnp.linalg.solve(rest, gain[1:]))
+
+
+def continued(last: Array, steps: Array, gradient: Array, at: Array, model: Curvature, response: Response) -> Array:
+    """The states so many `steps` after `last`, for the mean `gradient` of steps whose mean state is `at`.
+
+    `x <- x - s D (gradient + d^-1 V diag(h) V^T (x - at) / d)` in closed form, with what the optimizer makes of a gradient that
+    stays, s.
+    """
+    v, d, h = model.directions, response.units, model.values
+    s = stays(response)
+    slope = d * gradient
+    in_modes = slope @ v + h * (((last - at) / d) @ v)
+    turned = jnp.minimum(s * h, 0.9)
+    n = steps.astype(v.dtype)[:, None]
+    curved = jnp.where(h > 0, jnp.expm1(n * jnp.log1p(-turned)[None]) / jnp.where(h > 0, h, 1)[None], 0)
+    off = curved * in_modes[None] + s * n * (slope @ v)[None] * (h > 0)[None]
+    return last[None] + d[None] * (off @ v.T - s * n * slope[None])

@@ -1,0 +1,138 @@
+"""The steps in flight: what a sweep begins with and leaves."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ._chain import Chain
+from ._curvature import Curvature
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a program is compiled for: places of the window, rank of the model, steps of the run, sweeps that it records."""
+
+    capacity: int
+    rank: int
+    num_steps: int
+    sweeps: int
+
+    @property
+    def new(self) -> int:
+        """Directions that a sweep adds to the model at most."""
+        return max(self.rank * 3 // 8, 1)
+
+    @property
+    def groups(self) -> int:
+        """Neighbouring secant pairs are added up to so many."""
+        return max(24, 2 * self.new)
+
+
+class Aim(NamedTuple):
+    """What a run is asked for: how many `sweeps` a step is to stay in flight, and the error at the end.
+
+    That is `relative` to the distance travelled, or `absolute`; the other one is 0.
+    """
+
+    sweeps: Array | float
+    relative: Array | float
+    absolute: Array | float
+
+
+class Front(NamedTuple):
+    """The last final state and how it was reached: `x`, the optimizer's `memory` there, and the steps `taken` so far.
+
+    `error` estimates the distance of x from serial training's, `growth` the largest growth of a small change up to here,
+    `travelled` is the largest distance from the first state. `first` is row 0 of the window before.
+    """
+
+    taken: Array
+    memory: PyTree
+    error: Array
+    growth: Array
+    travelled: Array
+
+
+class Rows(NamedTuple):
+    """The window, a row for each step from the front on, of which `live` are in flight; row 0 is the front.
+
+    - `x` [capacity, P]: the state before the step; `before` and `gradients` are the state and the gradient of the last sweep.
+    - `age`: sweeps that have corrected x; `moved`: how far the last of them did.
+    """
+
+    x: Array
+    before: Array
+    gradients: Array
+    age: Array
+    moved: Array
+    live: Array
+
+
+class Tally(NamedTuple):
+    """Sweeps so far; live rows that they evaluated, and all rows; what the last of them were like, [sweeps, 3].
+
+    That is the front before it, the live rows, and the norm of their residuals, at the number of the sweep modulo so many.
+    `losses` are those of all steps taken.
+    """
+
+    sweeps: Array
+    work: Array
+    rows: Array
+    history: Array
+    losses: Array
+
+
+class Flight(NamedTuple):
+    front: Front
+    rows: Rows
+    model: Curvature
+    units: Array
+    window: Array
+    tally: Tally
+    finite: Array
+
+
+def begun(chain: Chain, shape: Shape, window: int) -> Flight:
+    """Before the first sweep: every step in flight begins at the first state."""
+    # A copy: the flight is given away to the next program, and what the user gave is not.
+    memory, x, places = jax.tree.map(jnp.copy, chain.memory), chain.first, shape.capacity
+    zero, rows = jnp.zeros((), x.dtype), jnp.zeros((places, x.size), x.dtype)
+    return Flight(
+        Front(jnp.int32(0), memory, zero, jnp.ones((), x.dtype), zero),
+        Rows(
+            rows + x[None],
+            rows,
+            rows,
+            jnp.zeros(places, jnp.int32),
+            jnp.full(places, jnp.inf, x.dtype),
+            jnp.int32(min(window, shape.num_steps)),
+        ),
+        Curvature.none(x.size, shape.rank, x.dtype),
+        jnp.ones_like(x),
+        jnp.asarray(window, x.dtype),
+        Tally(
+            jnp.int32(0),
+            jnp.zeros(()),
+            jnp.zeros(()),
+            jnp.zeros((shape.sweeps, 3), x.dtype),
+            jnp.zeros(shape.num_steps + places, x.dtype),
+        ),
+        jnp.asarray(True),
+    )
+
+
+def enlarged(flight: Flight, places: int) -> Flight:
+    """The same flight with room for more steps."""
+    more = places - len(flight.rows.x)
+    last = flight.rows.x[-1:]
+
+    def pad(x, fill=0):
+        return jnp.concatenate([x, jnp.full((more, *x.shape[1:]), fill, x.dtype)])
+
+    x, before, gradients, age, moved, live = flight.rows
+    x = jnp.concatenate([x, jnp.broadcast_to(last, (more, last.shape[1]))])
+    rows = Rows(x, pad(before), pad(gradients), pad(age), pad(moved, jnp.inf), live)
+    return flight._replace(rows=rows, tally=flight.tally._replace(losses=pad(flight.tally.losses)))

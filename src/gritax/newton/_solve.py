@@ -1,0 +1,153 @@
+"""A run of sweeps from the first step to the last, a few of them a call."""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .._amplification import Amplification
+from .._attempt import Progress
+from .._convergence import DEFAULT_TOLERANCE, Verdict
+from .._evolution import Evolution
+from .._kernel import kernel, make_room
+from ..training import TrainStep
+from ._chain import chain_of
+from ._flight import Aim, Flight, Shape, begun, enlarged
+from ._method import Newton
+from ._sweep import swept
+
+
+# Sweeps a call: the host hears of progress after each, and nothing of what is between.
+_CALL = 32
+_FIRST_WINDOW, _FIRST_CAPACITY, _LARGER = 32, 128, 4
+_MEMORY, _COPIES = 2**31, 8
+_ROUNDINGS = 32.0  # of the parameters: no less can be asked for
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known once all steps are taken, or training was not finite.
+
+    `error` estimates the distance from serial training's final state, `travelled` is the largest from the first one and `moved`
+    that of the last. `work` counts evaluations of steps in flight, `rows` also those that fill a block. `history` has a row for
+    each sweep: the front before it, the steps in flight, the norm of their residuals.
+    """
+
+    state: PyTree
+    taken: int
+    verdict: Verdict
+    amplification: Amplification
+    error: float
+    travelled: float
+    moved: float
+    work: int
+    rows: int
+    history: np.ndarray
+    losses: np.ndarray | None
+
+
+def most_in_flight(floating: PyTree[Array]) -> int:
+    """Steps whose states fit into 2 GiB."""
+    return max(_MEMORY // (_COPIES * sum(leaf.nbytes for leaf in jax.tree.leaves(floating))), 16)
+
+
+def require_room(method: Newton, floating: PyTree[Array]) -> None:
+    """Raises `ValueError` for a window that is larger than 2 GiB, naming one that is not."""
+    most = most_in_flight(floating)
+    if method.window is not None and method.window > most:
+        raise ValueError(
+            f"window: {method.window:,} steps in flight, each with {_COPIES} copies of its state, need more than 2 GiB; "
+            f"{most:,} fit."
+        )
+
+
+def run(
+    method: Newton,
+    evolution: Evolution,
+    floating: PyTree[Array],
+    clock: PyTree[Array],
+    num_steps: int,
+    tolerance: float | None,
+    progress: Progress,
+) -> Run:
+    """Sweeps until all steps are final. `tolerance` is absolute, on the error of the final state."""
+    make_room((jax.tree.structure(evolution), num_steps))
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(floating))
+    aim = Aim(float(method.sweeps), max(DEFAULT_TOLERANCE, _ROUNDINGS * eps) if tolerance is None else 0.0, tolerance or 0.0)
+    most = min(method.window or most_in_flight(floating), max(num_steps, 16))
+    shape = Shape(min(_FIRST_CAPACITY, most), method.rank, num_steps, _CALL)
+    given = evolution, floating, clock
+    flight = _begin(*given, shape=shape, window=min(_FIRST_WINDOW, shape.capacity))
+    history, before, began = [], 0, time.perf_counter()
+    while True:
+        flight, told = _sweeps(*given, aim, flight, shape=shape, most_rows=most)
+        taken, live, sweeps, finite = (int(x) for x in np.asarray(told))
+        history.append(np.asarray(flight.tally.history)[np.arange(before, sweeps) % _CALL])
+        before = sweeps
+        progress.front(taken, num_steps, live, sweeps, time.perf_counter() - began)
+        if taken >= num_steps or not finite:
+            return _ended(evolution, floating, clock, flight, np.concatenate(history), aim, bool(finite))
+        if live >= shape.capacity < most:
+            shape = Shape(min(_LARGER * shape.capacity, most), method.rank, num_steps, _CALL)
+            flight = enlarged(flight, shape.capacity)
+
+
+@partial(kernel, static_argnames=("shape", "window"))
+def _begin(evolution, floating, clock, shape: Shape, window: int) -> Flight:
+    return begun(chain_of(evolution, floating, clock), shape, window)
+
+
+@partial(kernel, static_argnames=("shape", "most_rows"), donate_argnums=4)
+def _sweeps(evolution, floating, clock, aim, flight: Flight, shape: Shape, most_rows: int) -> tuple[Flight, Array]:
+    """(the flight after at most as many sweeps as are recorded, until it ends or has no room; what the host asks of it)."""
+    chain, most = chain_of(evolution, floating, clock), flight.tally.sweeps + shape.sweeps
+    wanted = Aim(*(jnp.asarray(x, chain.first.dtype) for x in aim))
+
+    def goes_on(flight: Flight) -> Array:
+        has_room = (flight.rows.live < shape.capacity) | (shape.capacity == most_rows)
+        return (flight.front.taken < shape.num_steps) & (flight.tally.sweeps < most) & flight.finite & has_room
+
+    flight = jax.lax.while_loop(goes_on, partial(swept, chain, shape, wanted), flight)
+    front, rows, tally = flight.front, flight.rows, flight.tally
+    return flight, jnp.stack([front.taken, rows.live, tally.sweeps, flight.finite.astype(jnp.int32)])
+
+
+def _ended(evolution, floating, clock, flight: Flight, history: np.ndarray, aim: Aim, finite: bool) -> Run:
+    front, chain = flight.front, chain_of(evolution, floating, clock)
+    x, first, dtype = flight.rows.x[0], chain.first, chain.first.dtype
+    taken, num_steps, sweeps = int(front.taken), len(flight.tally.losses) - len(flight.rows.x), len(history)
+    error, travelled, growth = float(front.error), float(front.travelled), float(front.growth)
+    allowed = aim.relative * travelled + aim.absolute
+    share = error / travelled if travelled > 0 else 0.0
+    if not finite:
+        verdict = Verdict(
+            False,
+            f"diverged: training one step after the other is not finite at step {taken:,}. Lower the learning rate, or look at "
+            "the loss and the data of that step",
+        )
+    elif error <= allowed:
+        verdict = Verdict(True, f"converged in {sweeps:,} sweeps: estimated error {share:.2g} of the distance travelled")
+    else:
+        verdict = Verdict(
+            False,
+            f"not converged: training amplifies what was left of early steps {growth:.2g}-fold, to about {share:.2g} of the "
+            "distance travelled. Lower the learning rate, take fewer steps, or train one step after the other",
+        )
+    eps, size = float(jnp.finfo(dtype).eps), float(jnp.linalg.norm(x))
+    return Run(
+        state=chain.state(x, front.memory),
+        taken=taken,
+        verdict=verdict,
+        amplification=Amplification(growth, growth * eps * size / travelled if travelled > 0 else 0.0, eps),
+        error=error,
+        travelled=travelled,
+        moved=float(jnp.linalg.norm(x - first)),
+        work=int(history[:, 1].sum()),
+        rows=int(flight.tally.rows),
+        history=history,
+        losses=np.asarray(flight.tally.losses[:num_steps]) if isinstance(evolution.phi, TrainStep) else None,
+    )

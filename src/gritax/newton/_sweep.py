@@ -1,0 +1,135 @@
+"""One sweep of the sliding window: evaluate all steps in flight, learn, correct, accept the first of them, let new ones in."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ._acceptance import Acceptance, acceptance, growth
+from ._chain import Chain, follow_all, follow_some
+from ._correction import continued, correction, stays
+from ._curvature import Curvature, secant_update, usable
+from ._flight import Aim, Flight, Front, Rows, Shape
+from ._response import drifts, response_of
+
+
+# Rows that are evaluated together: what is padded is less than one such block.
+_BLOCK = 32
+_PARTS = 8  # of the window, after which the optimizer's state is looked at
+_SMALLEST = 16
+_NARROWER, _WIDER, _TOLERATED = 0.93, 1.15, 0.25
+_MEAN = 32  # steps at least over which gradients are averaged for the guess
+_TRUSTED = 4  # steps that a model must be right for
+
+
+def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
+    """The flight after one sweep."""
+    rows, index = flight.rows, jnp.arange(shape.capacity, dtype=jnp.int32)
+    live = index < rows.live
+    gradients, values = _evaluated(chain, shape, flight)
+    following, memories = follow_all(
+        chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, min(_PARTS, shape.capacity)
+    )
+    # The state that each step leads to, as it is in flight; the last one is taken as it comes.
+    towards = jnp.where((index < rows.live - 1)[:, None], jnp.roll(rows.x, -1, axis=0), following)
+    residuals = jnp.where(live[:, None], following - towards, 0)
+
+    after = follow_some(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, jnp.int32(1))
+    response = response_of(chain, rows.x[0], flight.front.memory, after, memories, shape.capacity)
+    model = flight.model.rescaled(flight.units / response.units) if drifts(chain) else flight.model
+    told = live & (rows.age > 0) & usable(rows.x - rows.before, rows.x[0])
+    changes = jnp.where(told[:, None], rows.x - rows.before, 0) / response.units[None]
+    turns = jnp.where(told[:, None], gradients - rows.gradients, 0) * response.units[None]
+    model = secant_update(model, changes, turns, told, shape.groups, shape.new)
+    delta = correction(residuals, model, response)
+    new = towards + delta
+
+    found = acceptance(shape, aim, flight, new, delta, chain.first)
+    model = Curvature(model.directions, jnp.where(found.kept < _TRUSTED, 0, model.values))
+    grown = growth(changes, turns, stays(response), found.accepted)
+    memory = follow_some(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, found.accepted)
+    front = Front(
+        flight.front.taken + found.accepted,
+        memory,
+        jnp.sqrt(jnp.square(grown * flight.front.error) + jnp.square(found.error)),
+        flight.front.growth * grown,
+        found.travelled,
+    )
+    window = _window(shape, aim, flight, found)
+    recent = (live & (index < found.kept) & (index >= found.kept - jnp.maximum(_MEAN, found.kept // 2))).astype(new.dtype)
+    mean = lambda x: (recent / jnp.sum(recent)) @ jnp.where(live[:, None], x, 0)
+    entering = continued(new[found.kept - 1], index, mean(gradients), mean(rows.x), model, response)
+    tally = flight.tally._replace(
+        sweeps=flight.tally.sweeps + 1,
+        work=flight.tally.work + rows.live.astype(flight.tally.work.dtype),
+        rows=flight.tally.rows + _padded(shape, rows.live).astype(flight.tally.rows.dtype),
+        history=flight.tally.history.at[flight.tally.sweeps % shape.sweeps].set(
+            jnp.stack([x.astype(new.dtype) for x in (flight.front.taken, rows.live, jnp.linalg.norm(residuals))])
+        ),
+        losses=jax.lax.dynamic_update_slice_in_dim(flight.tally.losses, values, flight.front.taken, 0),
+    )
+    finite = jnp.all(jnp.isfinite(following[0])) & _finite(memory)
+    moved_on = _moved_on(shape, flight, found, new, gradients, entering, window)
+    return Flight(front, moved_on, model, response.units, window, tally, finite)
+
+
+def _padded(shape: Shape, live: Array) -> Array:
+    block = min(_BLOCK, shape.capacity)
+    return (live + block - 1) // block * block
+
+
+def _evaluated(chain: Chain, shape: Shape, flight: Flight) -> tuple[Array, Array]:
+    """(gradients, losses) of the live rows, a block at a time."""
+    x, block = flight.rows.x, min(_BLOCK, shape.capacity)
+
+    def some(i, found):
+        gradients, values = found
+        at = jnp.minimum(i * block, shape.capacity - block)
+        starts = jnp.minimum(flight.front.taken + at + jnp.arange(block, dtype=jnp.int32), shape.num_steps - 1)
+        g, v = jax.vmap(chain.evaluate)(jax.lax.dynamic_slice_in_dim(x, at, block), starts)
+        put = jax.lax.dynamic_update_slice_in_dim
+        return put(gradients, g.astype(x.dtype), at, 0), put(values, v.astype(x.dtype), at, 0)
+
+    blocks = _padded(shape, flight.rows.live) // block
+    return jax.lax.fori_loop(0, blocks, some, (jnp.zeros_like(x), jnp.zeros(len(x), x.dtype)))
+
+
+def _window(shape: Shape, aim: Aim, flight: Flight, found: Acceptance) -> Array:
+    """How many steps are to be in flight: more, if those accepted had been for fewer sweeps than asked for."""
+    age, index = flight.rows.age, jnp.arange(shape.capacity)
+    usual = jnp.sum(jnp.where(index < found.accepted, jnp.roll(age, -1) + 1, 0)) / found.accepted
+    window = jnp.where(usual > aim.sweeps + _TOLERATED, flight.window * _NARROWER, flight.window)
+    window = jnp.where(usual < aim.sweeps - _TOLERATED, flight.window * _WIDER, window)
+    window = jnp.where(found.kept < flight.rows.live, jnp.minimum(window, found.kept), window)
+    return jnp.clip(window, min(_SMALLEST, shape.capacity), shape.capacity).astype(flight.window.dtype)
+
+
+def _moved_on(
+    shape: Shape, flight: Flight, found: Acceptance, new: Array, gradients: Array, entering: Array, window: Array
+) -> Rows:
+    """The window from the new front on: states that were in flight, the one after the last of them, then new ones."""
+    rows, index = flight.rows, jnp.arange(shape.capacity, dtype=jnp.int32)
+    there = found.kept - found.accepted + 1
+    left = shape.num_steps - flight.front.taken - found.accepted
+    live = jnp.minimum(jnp.minimum(jnp.maximum(there, window.astype(jnp.int32)), left), shape.capacity)
+    later = lambda x, by: jnp.take(x, jnp.minimum(index + by, shape.capacity - 1), axis=0)
+    x = jnp.where((index < there)[:, None], later(new, found.accepted - 1), later_entries(entering, index - there + 1))
+    x = jnp.where((index < live)[:, None], x, x[jnp.maximum(live - 1, 0)][None])
+    was = index < there - 1
+    return Rows(
+        x,
+        later(rows.x, found.accepted),
+        later(gradients, found.accepted),
+        jnp.where(was, later(rows.age, found.accepted) + 1, 0),
+        jnp.where(index < there, later(found.moved, found.accepted - 1), jnp.inf),
+        jnp.maximum(live, 1),
+    )
+
+
+def later_entries(entering: Array, steps: Array) -> Array:
+    """What enters so many steps after the last state in flight."""
+    return jnp.take(entering, jnp.clip(steps, 0, len(entering) - 1), axis=0)
+
+
+def _finite(memory: PyTree) -> Array:
+    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(memory) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack(leaves)) if leaves else jnp.asarray(True)
