@@ -126,7 +126,7 @@ class Solution:
     windows: tuple[WindowReport, ...] = field(repr=False, default=())
     amplification: float | None = None
     _depth_by_lanes: Mapping[int, int] = field(repr=False, default_factory=dict)
-    _losses: Callable[[], Array] | None = field(repr=False, default=None)
+    _losses: Callable[[], Array | np.ndarray] | None = field(repr=False, default=None)
 
     @cached_property
     @entry

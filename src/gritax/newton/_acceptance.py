@@ -65,7 +65,8 @@ def growth(changes: Array, gradients: Array, stays: Array, steps: Array) -> Arra
     """By how much so many steps amplify the changes of states that sweeps make: at least 1.
 
     `1 - s c` a step, with c the mean curvature along these changes, from pairs (changes of states, of gradients) in units of d,
-    and s what the optimizer makes of a gradient that stays. Corrections point where errors do.
+    and s what the optimizer makes of a gradient that stays. Corrections point where errors do, and into stiff directions, which
+    training forgets: growth in a direction that few of them see is found too small.
     """
     lengths = jnp.sum(jnp.square(changes), axis=1)
     told = lengths > 0

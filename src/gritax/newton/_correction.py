@@ -1,8 +1,8 @@
 r"""Newton's correction of a window, and the guess for the steps that enter it, by the recurrence of each mode of the model.
 
 For the residuals $r_{i+1} = \Phi_i(w_i) - w_{i+1}$ the correction solves $\delta_{i+1} = A_i \delta_i + r_{i+1}$,
-$\delta_0 = 0$. In a direction of the model, $A_i$ is the k x k matrix $T_i + h A_i e_0^T$ of the optimizer; in all others it is taken as 1, and
-the correction is a cumulative sum.
+$\delta_0 = 0$. In a direction of the model, $A_i$ is the k x k matrix $T_i + h A_i e_0^T$ of the optimizer; in all others
+it is taken as 1, and the correction is a cumulative sum.
 """
 
 import jax

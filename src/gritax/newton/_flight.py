@@ -11,14 +11,33 @@ from ._chain import Chain
 from ._curvature import Curvature
 
 
+# Rows that are evaluated together: what is padded is less than one such block.
+BLOCK = 32
+
+
 @dataclass(frozen=True)
 class Shape:
-    """What a program is compiled for: places of the window, rank of the model, steps of the run, sweeps that it records."""
+    """What a program is compiled for.
+
+    `capacity` places for steps in flight, a multiple of `BLOCK`, of which at most `most` are taken; the rank of the model; the
+    steps of the run; the sweeps that it records.
+    """
 
     capacity: int
+    most: int
     rank: int
     num_steps: int
     sweeps: int
+
+    @classmethod
+    def of(cls, places: int, most: int, rank: int, num_steps: int, sweeps: int) -> "Shape":
+        """With as few blocks as hold so many places."""
+        return cls(-(-min(places, most) // BLOCK) * BLOCK, most, rank, num_steps, sweeps)
+
+    @property
+    def room(self) -> int:
+        """Steps that may be in flight."""
+        return min(self.capacity, self.most)
 
     @property
     def new(self) -> int:
@@ -129,7 +148,7 @@ def enlarged(flight: Flight, places: int) -> Flight:
     more = places - len(flight.rows.x)
     last = flight.rows.x[-1:]
 
-    def pad(x, fill=0):
+    def pad(x: Array, fill: float = 0) -> Array:
         return jnp.concatenate([x, jnp.full((more, *x.shape[1:]), fill, x.dtype)])
 
     x, before, gradients, age, moved, live = flight.rows

@@ -50,7 +50,7 @@ def drifts(chain: Chain) -> bool:
 def response_of(chain: Chain, x: Array, memory: PyTree, after: PyTree, memories: PyTree, count: int) -> Response:
     """The response along `count` steps from the front, where the state is `x` and S is `memory`.
 
-    `after` is S a step later, when second moments are no more zero; `memories` are those at the ends of equal parts of the steps.
+    `after` is S a step later, when second moments are no longer zero; `memories` are S at the ends of equal parts of the run.
     """
     if not isinstance(chain, Training) or (found := modelled(chain.step.optimizer, chain.params)) is None:
         return Response(jnp.ones_like(x), jnp.ones((count, 1, 1), x.dtype), -jnp.ones((count, 1), x.dtype))

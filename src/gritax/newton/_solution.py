@@ -27,9 +27,7 @@ def solution_by(
     if not is_concrete((phi, state)):
         raise ValueError("method: a solve by gritax.Newton has no derivatives yet, and is not for vmap: use gritax.Multigrid.")
     if tolerance == 0:
-        raise ValueError(
-            "tolerance must be above 0 with gritax.Newton: steps stay in flight until their error is small enough."
-        )
+        raise ValueError("tolerance must be above 0 with gritax.Newton: steps are in flight until their error is small.")
     evolution, floating, clock = validated(phi, state, num_steps)
     require_no_obstacle(evolution, floating, clock, num_steps)
     _require_whole_state(evolution.merge(floating, clock))
@@ -57,7 +55,7 @@ def solution_by(
         coarse_steps=str(method),
         amplification=found.amplification.growth,
         _depth_by_lanes=Counter(found.history[:, 1].astype(int).tolist()),
-        _losses=None if found.losses is None else lambda: found.losses,
+        _losses=None if (losses := found.losses) is None else lambda: losses,
     )
 
 

@@ -79,20 +79,20 @@ def run(
     eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(floating))
     aim = Aim(float(method.sweeps), max(DEFAULT_TOLERANCE, _ROUNDINGS * eps) if tolerance is None else 0.0, tolerance or 0.0)
     most = min(method.window or most_in_flight(floating), max(num_steps, 16))
-    shape = Shape(min(_FIRST_CAPACITY, most), method.rank, num_steps, _CALL)
+    shape = Shape.of(_FIRST_CAPACITY, most, method.rank, num_steps, _CALL)
     given = evolution, floating, clock
-    flight = _begin(*given, shape=shape, window=min(_FIRST_WINDOW, shape.capacity))
+    flight = _begin(*given, shape=shape, window=min(_FIRST_WINDOW, shape.room))
     history, before, began = [], 0, time.perf_counter()
     while True:
-        flight, told = _sweeps(*given, aim, flight, shape=shape, most_rows=most)
+        flight, told = _sweeps(*given, aim, flight, shape=shape)
         taken, live, sweeps, finite = (int(x) for x in np.asarray(told))
         history.append(np.asarray(flight.tally.history)[np.arange(before, sweeps) % _CALL])
         before = sweeps
         progress.front(taken, num_steps, live, sweeps, time.perf_counter() - began)
         if taken >= num_steps or not finite:
             return _ended(evolution, floating, clock, flight, np.concatenate(history), aim, bool(finite))
-        if live >= shape.capacity < most:
-            shape = Shape(min(_LARGER * shape.capacity, most), method.rank, num_steps, _CALL)
+        if live >= shape.capacity < shape.most:
+            shape = Shape.of(_LARGER * shape.capacity, most, method.rank, num_steps, _CALL)
             flight = enlarged(flight, shape.capacity)
 
 
@@ -101,14 +101,14 @@ def _begin(evolution, floating, clock, shape: Shape, window: int) -> Flight:
     return begun(chain_of(evolution, floating, clock), shape, window)
 
 
-@partial(kernel, static_argnames=("shape", "most_rows"), donate_argnums=4)
-def _sweeps(evolution, floating, clock, aim, flight: Flight, shape: Shape, most_rows: int) -> tuple[Flight, Array]:
+@partial(kernel, static_argnames="shape", donate_argnums=4)
+def _sweeps(evolution, floating, clock, aim, flight: Flight, shape: Shape) -> tuple[Flight, Array]:
     """(the flight after at most as many sweeps as are recorded, until it ends or has no room; what the host asks of it)."""
     chain, most = chain_of(evolution, floating, clock), flight.tally.sweeps + shape.sweeps
     wanted = Aim(*(jnp.asarray(x, chain.first.dtype) for x in aim))
 
     def goes_on(flight: Flight) -> Array:
-        has_room = (flight.rows.live < shape.capacity) | (shape.capacity == most_rows)
+        has_room = (flight.rows.live < shape.capacity) | (shape.capacity >= shape.most)
         return (flight.front.taken < shape.num_steps) & (flight.tally.sweeps < most) & flight.finite & has_room
 
     flight = jax.lax.while_loop(goes_on, partial(swept, chain, shape, wanted), flight)

@@ -8,12 +8,10 @@ from ._acceptance import Acceptance, acceptance, growth
 from ._chain import Chain, follow_all, follow_some
 from ._correction import continued, correction, stays
 from ._curvature import Curvature, secant_update, usable
-from ._flight import Aim, Flight, Front, Rows, Shape
+from ._flight import BLOCK, Aim, Flight, Front, Rows, Shape
 from ._response import drifts, response_of
 
 
-# Rows that are evaluated together: what is padded is less than one such block.
-_BLOCK = 32
 _PARTS = 8  # of the window, after which the optimizer's state is looked at
 _SMALLEST = 16
 _NARROWER, _WIDER, _TOLERATED = 0.93, 1.15, 0.25
@@ -26,9 +24,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     rows, index = flight.rows, jnp.arange(shape.capacity, dtype=jnp.int32)
     live = index < rows.live
     gradients, values = _evaluated(chain, shape, flight)
-    following, memories = follow_all(
-        chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, min(_PARTS, shape.capacity)
-    )
+    following, memories = follow_all(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, _PARTS)
     # The state that each step leads to, as it is in flight; the last one is taken as it comes.
     towards = jnp.where((index < rows.live - 1)[:, None], jnp.roll(rows.x, -1, axis=0), following)
     residuals = jnp.where(live[:, None], following - towards, 0)
@@ -61,7 +57,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     tally = flight.tally._replace(
         sweeps=flight.tally.sweeps + 1,
         work=flight.tally.work + rows.live.astype(flight.tally.work.dtype),
-        rows=flight.tally.rows + _padded(shape, rows.live).astype(flight.tally.rows.dtype),
+        rows=flight.tally.rows + (_blocks(rows.live) * BLOCK).astype(flight.tally.rows.dtype),
         history=flight.tally.history.at[flight.tally.sweeps % shape.sweeps].set(
             jnp.stack([x.astype(new.dtype) for x in (flight.front.taken, rows.live, jnp.linalg.norm(residuals))])
         ),
@@ -72,25 +68,23 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     return Flight(front, moved_on, model, response.units, window, tally, finite)
 
 
-def _padded(shape: Shape, live: Array) -> Array:
-    block = min(_BLOCK, shape.capacity)
-    return (live + block - 1) // block * block
-
-
 def _evaluated(chain: Chain, shape: Shape, flight: Flight) -> tuple[Array, Array]:
     """(gradients, losses) of the live rows, a block at a time."""
-    x, block = flight.rows.x, min(_BLOCK, shape.capacity)
+    x = flight.rows.x
 
     def some(i, found):
         gradients, values = found
-        at = jnp.minimum(i * block, shape.capacity - block)
-        starts = jnp.minimum(flight.front.taken + at + jnp.arange(block, dtype=jnp.int32), shape.num_steps - 1)
-        g, v = jax.vmap(chain.evaluate)(jax.lax.dynamic_slice_in_dim(x, at, block), starts)
+        at = i * BLOCK
+        starts = jnp.minimum(flight.front.taken + at + jnp.arange(BLOCK, dtype=jnp.int32), shape.num_steps - 1)
+        g, v = jax.vmap(chain.evaluate)(jax.lax.dynamic_slice_in_dim(x, at, BLOCK), starts)
         put = jax.lax.dynamic_update_slice_in_dim
         return put(gradients, g.astype(x.dtype), at, 0), put(values, v.astype(x.dtype), at, 0)
 
-    blocks = _padded(shape, flight.rows.live) // block
-    return jax.lax.fori_loop(0, blocks, some, (jnp.zeros_like(x), jnp.zeros(len(x), x.dtype)))
+    return jax.lax.fori_loop(0, _blocks(flight.rows.live), some, (jnp.zeros_like(x), jnp.zeros(len(x), x.dtype)))
+
+
+def _blocks(live: Array) -> Array:
+    return (live + BLOCK - 1) // BLOCK
 
 
 def _window(shape: Shape, aim: Aim, flight: Flight, found: Acceptance) -> Array:
@@ -100,7 +94,7 @@ def _window(shape: Shape, aim: Aim, flight: Flight, found: Acceptance) -> Array:
     window = jnp.where(usual > aim.sweeps + _TOLERATED, flight.window * _NARROWER, flight.window)
     window = jnp.where(usual < aim.sweeps - _TOLERATED, flight.window * _WIDER, window)
     window = jnp.where(found.kept < flight.rows.live, jnp.minimum(window, found.kept), window)
-    return jnp.clip(window, min(_SMALLEST, shape.capacity), shape.capacity).astype(flight.window.dtype)
+    return jnp.clip(window, min(_SMALLEST, shape.room), shape.room).astype(flight.window.dtype)
 
 
 def _moved_on(
@@ -110,7 +104,7 @@ def _moved_on(
     rows, index = flight.rows, jnp.arange(shape.capacity, dtype=jnp.int32)
     there = found.kept - found.accepted + 1
     left = shape.num_steps - flight.front.taken - found.accepted
-    live = jnp.minimum(jnp.minimum(jnp.maximum(there, window.astype(jnp.int32)), left), shape.capacity)
+    live = jnp.minimum(jnp.minimum(jnp.maximum(there, window.astype(jnp.int32)), left), shape.room)
     later = lambda x, by: jnp.take(x, jnp.minimum(index + by, shape.capacity - 1), axis=0)
     x = jnp.where((index < there)[:, None], later(new, found.accepted - 1), later_entries(entering, index - there + 1))
     x = jnp.where((index < live)[:, None], x, x[jnp.maximum(live - 1, 0)][None])

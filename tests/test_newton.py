@@ -1,0 +1,183 @@
+"""The sliding window ends with the weights of serial training, whatever its model of the curvature is worth."""
+
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from rich.console import Console
+from small_problems import batches, data, distance, loss, params, relative_error
+
+import gritax
+from gritax.newton import _sweep
+from gritax.newton._curvature import Curvature
+
+
+OPTIMIZERS = {
+    "adam": optax.adam(2e-3),
+    "heavy ball": optax.sgd(0.02, momentum=0.9),
+    "sgd": optax.sgd(0.1),
+    "nesterov": optax.sgd(0.02, momentum=0.9, nesterov=True),
+    "adamw, cosine": optax.adamw(optax.cosine_decay_schedule(2e-3, 400), weight_decay=1e-2),
+    "warmup": optax.sgd(optax.warmup_cosine_decay_schedule(0, 0.1, 50, 400)),
+    "rmsprop": optax.rmsprop(1e-3, decay=0.9),
+    "clipped": optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1)),
+    "averaged": optax.chain(optax.sgd(0.1), optax.ema(0.9)),
+    "masked": optax.multi_transform({"a": optax.sgd(0.1), "b": optax.sgd(0.02, momentum=0.9)}, {"w": "a", "b": "b", "v": "b"}),
+    "lion": optax.lion(1e-3),
+}
+
+
+def solved(optimizer, num_steps=300, method=None, dtype="float64", **options):
+    step = gritax.TrainStep(loss, optimizer, batches(dtype=dtype))
+    state = step.init(params(dtype=dtype))
+    solution = gritax.solve(step, state, num_steps, method or gritax.Newton(), **options)
+    return solution, relative_error(step, state, num_steps, solution)
+
+
+@pytest.mark.slow(3)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_weights_are_those_of_serial_training(name, mixed_dtypes):
+    solution, error = solved(OPTIMIZERS[name])
+    assert solution.converged
+    assert error < 2e-6
+    assert solution.work < 12 * 300
+    if name != "lion":  # whose sign of a momentum no linear model follows
+        assert solution.depth < 150
+
+
+@pytest.mark.slow(1)
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_in_float32_too(name, mixed_dtypes):
+    solution, error = solved(OPTIMIZERS[name], dtype="float32")
+    assert solution.converged
+    assert error < 1e-5
+
+
+def test_the_optimizers_state_and_the_losses_are_those_of_serial_training_too(mixed_dtypes):
+    step = gritax.TrainStep(loss, OPTIMIZERS["adam"], batches())
+    solution = gritax.solve(step, step.init(params()), 200, gritax.Newton())
+    state, losses = step.init(params()), []
+    for i in range(200):
+        losses.append(float(step.loss_at(state, jnp.int32(i)))) if i % 50 == 0 else None
+        state = jax.jit(lambda s, i: step(s, i, 1))(state, jnp.int32(i))
+    np.testing.assert_allclose(solution.losses[::50], losses, rtol=1e-5)
+    assert solution.losses.shape == (200,)
+    assert jax.tree.structure(solution.state) == jax.tree.structure(state)
+    for x, y in zip(jax.tree.leaves(solution.state), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6)
+
+
+def test_a_model_that_is_garbage_costs_evaluations_and_no_digits(monkeypatch):
+    def garbage(model, changes, *_):
+        v = jnp.sin(jnp.arange(model.directions.size, dtype=changes.dtype)).reshape(model.directions.shape)
+        return Curvature(jnp.linalg.qr(v)[0], jnp.full(len(model.values), 3.0, changes.dtype))
+
+    monkeypatch.setattr(_sweep, "secant_update", garbage)
+    solution, error = solved(optax.sgd(0.05), 60, gritax.Newton(rank=4, sweeps=4.5))
+    assert error < 2e-6
+    assert solution.depth <= 60
+
+
+def test_without_a_model_it_is_picard_iteration():
+    solution, error = solved(optax.sgd(0.05), 200, gritax.Newton(rank=0))
+    assert error < 2e-6
+    model, _ = solved(optax.sgd(0.05), 200)
+    assert model.depth < solution.depth < 200
+
+
+def test_the_counts_of_a_chain_that_picard_solves_at_once():
+    """u <- u + c: the second sweep finds that the first was right, and of the first only one step is final."""
+    solution = gritax.solve(lambda u, start, stride: u + 0.5 * stride, jnp.zeros(2), 16, gritax.Newton())
+    np.testing.assert_allclose(solution.state, 8.0)
+    assert (solution.depth, solution.work, solution.iterations) == (2, 16 + 15, 2)
+    one = gritax.solve(lambda u, start, stride: u + 0.5 * stride, jnp.zeros(2), 1, gritax.Newton())
+    assert (one.depth, one.work) == (1, 1)
+
+
+def test_any_evolution_near_the_identity():
+    def decay(state, start, stride):
+        u, count = state
+        return u - 0.01 * jnp.array([1.0, 3.0]) * jnp.sin(u) + 0.001 * count.astype(u.dtype), count + 1
+
+    state = jnp.ones(2), jnp.int32(3)
+    solution = gritax.solve(decay, state, 700, gritax.Newton(rank=2))
+    serial = gritax.solve_serial(decay, state, 700)
+    np.testing.assert_allclose(solution.state[0], serial[0], atol=2e-6 * float(jnp.linalg.norm(serial[0] - 1)))
+    assert solution.state[1] == serial[1]
+    assert solution.depth < 200
+
+
+def test_no_more_steps_are_in_flight_than_asked_for():
+    seen = []
+
+    class Watching(gritax.Progress):
+        def front(self, taken, num_steps, in_flight, sweeps, seconds):
+            seen.append((taken, in_flight))
+
+    solution, error = solved(optax.sgd(0.05), 400, gritax.Newton(window=20), progress=Watching())
+    assert error < 2e-6
+    assert max(in_flight for _, in_flight in seen) <= 20
+    assert solution.work <= 20 * solution.depth
+    assert [taken for taken, _ in seen] == sorted(taken for taken, _ in seen)
+    assert seen[-1][0] == 400
+
+
+def test_progress_says_how_far_the_front_is():
+    out = io.StringIO()
+    solved(optax.sgd(0.05), 100, progress=gritax.progress.Lines(Console(file=out, width=200)))
+    assert "100 of 100 steps (100 percent)" in out.getvalue()
+
+
+def test_training_that_amplifies_is_not_said_to_have_converged():
+    lorenz = lambda x, y, z: jnp.stack([10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z])
+    solution = gritax.solve(
+        lambda u, start, stride: u + 0.002 * lorenz(*u), jnp.array([1.0, 1.0, 20.0]), 3000, gritax.Newton(), throw=False
+    )
+    assert not solution.converged
+    assert "amplifies" in solution.reason
+    assert solution.amplification > 100
+
+
+def test_training_that_is_not_finite_names_the_step():
+    step = gritax.TrainStep(lambda w, x: jnp.sum((w - x) ** 4), optax.sgd(0.5), lambda step: jnp.ones(2))
+    with pytest.raises(gritax.ConvergenceError, match=r"not finite at step \d+"):
+        gritax.solve(step, step.init(jnp.full(2, 3.0)), 100, gritax.Newton())
+
+
+def test_what_was_given_is_still_there_afterwards():
+    step = gritax.TrainStep(loss, optax.sgd(0.05, momentum=0.9), batches())
+    state = step.init(params())
+    first = gritax.solve(step, state, 60, gritax.Newton())
+    again = gritax.solve(step, state, 60, gritax.Newton())
+    assert distance(first.params, again.params) == 0
+
+
+def test_bad_input_is_named():
+    step = gritax.TrainStep(loss, optax.sgd(0.05), batches())
+    state = step.init(params())
+    for given, match in (
+        ({"rank": -1}, "rank"),
+        ({"sweeps": 0.5}, "sweeps"),
+        ({"window": 8}, "window"),
+        ({"rank": 1.5}, "rank"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            gritax.Newton(**given)
+    for options, match in (
+        ({"initial_guess": "zeros"}, "initial_guess is not for gritax.Newton"),
+        ({"save_every": 3}, "save_every is not for"),
+        ({"profile": True}, "profile is not for"),
+        ({"tolerance": 0}, "tolerance must be above 0"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            gritax.solve(step, state, 60, gritax.Newton(), **options)
+    with pytest.raises(ValueError, match="more than 2 GiB; [0-9,]+ fit"):
+        gritax.solve(step, state, 60, gritax.Newton(window=10**9))
+    with pytest.raises(ValueError, match="no derivatives yet"):
+        jax.grad(lambda w: jnp.sum(gritax.solve(step, state._replace(params=w), 60, gritax.Newton()).params["w"]))(params())
+    with_stats = gritax.TrainStep(lambda p, s, b: (loss(p, b), s), optax.sgd(0.05), lambda step: data(), has_aux=True)
+    with pytest.raises(ValueError, match="running statistics"):
+        gritax.solve(with_stats, with_stats.init(params(), jnp.ones(2)), 60, gritax.Newton())
