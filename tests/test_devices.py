@@ -102,7 +102,7 @@ def _digits(dtype):
         (_adder, "float64", 3),
         (_digits, "float64", 4),
         *(
-            pytest.param(make, dtype, count, marks=pytest.mark.slow)
+            pytest.param(make, dtype, count, marks=pytest.mark.long)
             for make, dtype, count in itertools.product((_xor, _adder, _digits), ("float64", "float32"), _COUNTS)
         ),
     ],

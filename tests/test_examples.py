@@ -39,7 +39,7 @@ def test_weight_decay(printed):
     assert len(losses) == 3 and losses == sorted(losses, reverse=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_meta_learning(printed):
     found = printed("meta_learning.py", "--steps", "200", "--updates", "2", "--tasks", "1")
     ((before, after),) = _numbers(r"not seen: (\S+) before, (\S+) after", found)

@@ -33,7 +33,7 @@ def _sequence(length, dtype, seed=0):
 
 @pytest.mark.slow(5)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("length", [1, 2, 1000, pytest.param(100_003, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("length", [1, 2, 1000, pytest.param(100_003, marks=pytest.mark.long)])
 def test_values_and_gradients_are_those_of_the_serial_recurrence(length, dtype):
     sequence = _sequence(length, dtype)
     weights = jnp.cos(jnp.arange(length, dtype=dtype))[:, None]

@@ -227,7 +227,7 @@ def test_training_that_diverges_has_no_spectrum():
         gritax.spectrum(step, state, 1024)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("coarse", [gritax.FrozenGradient(), gritax.Stabilized(directions=0)], ids=str)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_on_minibatches_it_errs_on_the_safe_side(coarse, seed):

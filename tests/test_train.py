@@ -19,7 +19,7 @@ from gritax._window import solve_window
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 
-SGD, MOMENTUM, ADAM = optax.sgd(0.05), optax.sgd(0.01, momentum=0.9), optax.adam(1e-3)
+SGD, MOMENTUM, ADAM = optax.sgd(0.05), optax.sgd(0.002, momentum=0.8), optax.adam(1e-3)
 
 
 _batches = small.batches()
