@@ -174,7 +174,7 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match=match):
             gritax.solve(step, state, 60, gritax.Newton(), **options)
-    with pytest.raises(ValueError, match="more than 2 GiB; [0-9,]+ fit"):
+    with pytest.raises(ValueError, match=r"more than 2 GiB; [0-9,]+ fit"):
         gritax.solve(step, state, 60, gritax.Newton(window=10**9))
     with pytest.raises(ValueError, match="no derivatives yet"):
         jax.grad(lambda w: jnp.sum(gritax.solve(step, state._replace(params=w), 60, gritax.Newton()).params["w"]))(params())

@@ -13,21 +13,16 @@ from ._convergence import DEFAULT_TOLERANCE, Verdict, least_precise
 from ._correction import keep_exact
 from ._cycle import Cycle
 from ._evolution import Evolution
-from ._hierarchy import Level
-from ._kernel import per_level
+from ._kernel import kernel
 from ._layout import local, replicated
 from ._norms import norm
-from ._points import Points, arrived, states_at
-from ._sensitivity import irregular
+from ._points import arrived, states_at
 from ._serial import advance
+from ._twins import change_first, lengths, small_change
 from ._warning import warn
 from ._window import Window
 
 
-# The change is far above rounding. Where rounding is amplified to a ten-thousandth of the distance travelled, the change is as
-# large as a tenth of it: no longer small, so that it grows less than rounding does, and the figure is no bound.
-_ROUNDINGS = 2**10
-_TOO_LARGE = 1e-4
 # A change that oscillates is small for a moment: its length at a point is the largest at so many points on either side.
 _ENVELOPE = 4
 _LEAST = 100.0  # roundings
@@ -50,49 +45,74 @@ class Amplification:
         return max(DEFAULT_TOLERANCE, _LEAST * self.eps)
 
 
-def judged(verdict: Verdict, found: Amplification, error: Callable[[], float]) -> Verdict:
-    """The verdict of a solve, unless amplified rounding has spoilt what it says has converged.
+def judged(verdict: Verdict, found: Amplification, serially: Callable[[], "Serial"]) -> tuple[Verdict, Amplification]:
+    """(the verdict of a solve, unless amplified rounding has spoilt what it says has converged; the amplification).
 
-    Warns where rounding grows beyond what is asked for. Where the figure is no bound any more, `error` has to tell how far the
-    final state is from that of serial steps, in units of the distance travelled.
+    Coarse corrections may grow where the evolution does not, and a change that has become large no longer grows. So where
+    rounding seems to grow beyond what is asked for, `serially` has to tell. Warns if it does.
     """
     if not verdict.converged or found.rounding <= found.least_error:
-        return verdict
+        return verdict, found
+    truth = serially()
+    found = truth.amplification
     sentence = (
         f"the evolution amplifies a small change of its state {found.growth:.2g}-fold, and so rounding to {found.rounding:.1g} "
         "of the distance travelled"
     )
     cure = f"Lower the learning rate{', use float64' * (found.eps > 1e-12)} or take fewer steps"
-    if found.rounding > _TOO_LARGE and (apart := error()) > found.least_error:
+    if truth.apart > found.least_error:
         return Verdict(
             False,
-            f"not converged: {sentence} or more. The final state is {apart:.2g} of that distance from the one that steps taken "
-            f"one after the other end in here, and on another machine these would end elsewhere too. {cure}",
-        )
-    warn(f"{sentence}: on another machine, serial steps would agree with the final state no better than that. {cure}.")
-    return verdict
+            f"not converged: {sentence} or more. The final state is {truth.apart:.2g} of that distance from the one that steps "
+            f"taken one after the other end in here, and on another machine these would end elsewhere too. {cure}",
+        ), found
+    if found.rounding > found.least_error:
+        warn(f"{sentence}: on another machine, serial steps would agree with the final state no better than that. {cure}.")
+    return verdict, found
+
+
+@dataclass(frozen=True)
+class Serial:
+    """How far, in units of the distance travelled, serial steps end from a state; and how they amplify a small change."""
+
+    apart: float
+    amplification: Amplification
 
 
 def judged_window(window: Window) -> tuple[Verdict, Amplification | None]:
-    """(the verdict on a window of multigrid, the amplification if it converged)."""
+    """The same of a window of multigrid; no amplification if it has not converged."""
     if not window.verdict.converged:
         return window.verdict, None
     evolution, finest = window.evolution, window.hierarchy[0]
 
-    def error():
+    def serially():
         first = evolution.natural(local(states_at(finest, window.c, np.int32(0)), window.mesh))
-        return error_of(evolution, first, evolution.clock(jnp.int32(0)), finest.size, window.final)
+        return serial_twins(evolution, first, evolution.clock(jnp.int32(0)), finest.size, window.final)
 
-    found = amplification(window)
-    return judged(window.verdict, found, error), found
+    return judged(window.verdict, amplification(window), serially)
 
 
-def error_of(evolution: Evolution, first: PyTree[Array], clock: PyTree[Array], num_steps: int, last: PyTree[Array]) -> float:
-    """The distance of `last` from the state that serial steps end in, in units of the distance that these travel."""
-    final, clock = advance(evolution, first, clock, np.int32(num_steps))
-    params = [evolution.solved_for(state, clock) for state in (last, final, first)]
-    apart, travelled = (float(norm(jax.tree.map(jnp.subtract, params[i], params[1]))) for i in (0, 2))
-    return apart / travelled if math.isfinite(apart) and travelled > 0 else math.inf
+def serial_twins(
+    evolution: Evolution, first: PyTree[Array], clock: PyTree[Array], num_steps: int, last: PyTree[Array]
+) -> Serial:
+    """Serial steps from `first`, and from a state that is changed a little, beside the state `last` of a solve."""
+    changed = _changed(evolution, first, last)
+    final, after = advance(evolution, first, clock, np.int32(num_steps))
+    twin, _ = advance(evolution, changed, clock, np.int32(num_steps))
+    params = lambda state, clock: evolution.solved_for(state, clock)
+    apart = lambda x, y: float(norm(jax.tree.map(jnp.subtract, x, y)))
+    end, begin = params(final, after), params(first, clock)
+    grown, change, travelled = apart(params(twin, after), end), apart(params(changed, clock), begin), apart(end, begin)
+    eps = float(jnp.finfo(least_precise(begin)).eps)
+    growth, size = grown / change if change > 0 else 0.0, float(norm(begin)) or float(norm(end))
+    share = lambda x: x / travelled if math.isfinite(x) and travelled > 0 else math.inf
+    return Serial(share(apart(params(last, after), end)), Amplification(growth, share(growth * eps * size), eps))
+
+
+@kernel
+def _changed(evolution: Evolution, first: PyTree[Array], last: PyTree[Array]) -> PyTree[Array]:
+    stored = evolution.stored(first)
+    return evolution.natural(jax.tree.map(jnp.add, stored, small_change(evolution, stored, evolution.stored(last))))
 
 
 def amplification(window: Window) -> Amplification:
@@ -111,50 +131,16 @@ def amplification(window: Window) -> Amplification:
     else:
         changed = change_first(finest, evolution, c, e, e)
         plain, twin = (cycle.correct(finest, c, each, 1, window.method.cycle) for each in (e, changed))
-    lengths, size, travelled = map(np.asarray, _lengths(finest, evolution, plain, twin))
+    along, sizes, travelled = map(np.asarray, lengths(finest, evolution, plain, twin))
     eps = float(jnp.finfo(least_precise(evolution.solved_for(window.final, window.last_clock))).eps)
-    lengths = np.trim_zeros(lengths, "f")  # the change begins at the first C-point, or at the second
-    if not lengths.size:
+    begun = np.flatnonzero(along)[:1]  # the change begins at the first C-point, or at the second
+    if not begun.size:
         return Amplification(0.0, 0.0, eps)
-    width = min(_ENVELOPE, len(lengths) // 8)
-    around = np.lib.stride_tricks.sliding_window_view(np.pad(lengths, width), 2 * width + 1).max(axis=1)
+    along, sizes = along[begun[0] :], sizes[begun[0] :]
+    width = min(_ENVELOPE, len(along) // 8)
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(along, width), 2 * width + 1).max(axis=1)
     # A change that has shrunk to nothing begins again with the next rounding.
-    least = max(float(around.min()), eps * float(size) / 4)
-    growth = float(lengths[-1 - width :].max()) / least if least > 0 else 0.0
-    moves = float(travelled) > _LEAST * eps * float(size)
-    return Amplification(growth, growth * eps * float(size) / float(travelled) if moves else 0.0, eps)
-
-
-@per_level("intervals", c="intervals", e="intervals", values="intervals")
-def change_first(level: Level, evolution: Evolution, c: Points, e: Points, values: Points) -> Points:
-    """`values`, of C-points or arrivals, with the first of them changed by 2^10 roundings, irregularly along what has moved."""
-    c = level.layout.arrivals(c, e)
-    first, last = level.layout.at(c, 0), level.layout.at(c, level.num_intervals)
-    change = irregular(evolution, first, last)
-    size, length = norm(evolution.trained(last)), norm(change)
-    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(evolution.trained(evolution.natural(last))))
-    share = _ROUNDINGS * eps * jnp.where(length > 0, size / jnp.where(length > 0, length, 1), 0)
-
-    def begin(x, change):
-        is_first = level.layout.index()[: len(x)] == 0
-        return jnp.where(jax.lax.expand_dims(is_first, range(1, x.ndim)), x + share.astype(x.dtype) * change[None], x)
-
-    return jax.tree.map(begin, values, change)
-
-
-@per_level((None, None, None), c="intervals", twin="intervals")
-def _lengths(level: Level, evolution: Evolution, c: Points, twin: Points) -> tuple[Array, Array, Array]:
-    """(distance between the two at each C-point, size of the last state, its distance from the first)."""
-    c, twin = level.layout.collected((c, twin))
-
-    def params(stored, point):
-        return evolution.solved_for(evolution.natural(stored), evolution.clock(point * level.factor))
-
-    def apart(x, y):
-        return norm(jax.tree.map(jnp.subtract, x, y))
-
-    points = jnp.arange(level.num_intervals + 1, dtype=jnp.int32)
-    between = jax.vmap(lambda x, y, k: apart(params(x, k), params(y, k)))
-    at = lambda k: params(jax.tree.map(lambda x: x[k], c), jnp.int32(k))
-    last = at(level.num_intervals)
-    return between(c, twin, points), norm(last), apart(last, at(0))
+    around = np.maximum(around, np.maximum(eps * sizes / 4, np.finfo(float).tiny))
+    grown = float(along[-1 - width :].max()) / around
+    moves = float(travelled) > _LEAST * eps * float(sizes[-1])
+    return Amplification(float(grown.max()), float((grown * sizes).max()) * eps / float(travelled) if moves else 0.0, eps)

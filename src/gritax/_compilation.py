@@ -17,6 +17,7 @@ from ._cycle import Cycle
 from ._norms import measure, residual_norm
 from ._points import all_points, arrival, arrived, begun_with, everywhere, interval_points, uniform
 from ._relaxation import march, relax_coarse, relax_finest
+from ._twins import change_first, lengths
 
 
 def compile_ahead(cycle: Cycle, u0: PyTree[Array]) -> None:
@@ -46,6 +47,8 @@ def kernels_of(cycle: Cycle, u0: PyTree[Array]) -> list[tuple[Any, tuple]]:
         (uniform, (finest, state, state)),
         (arrival, (finest, e, count)),
         (keep_exact, (finest, c, c, e, count)),
+        (change_first, (finest, evolution, c, e, e if coarser else c)),
+        (lengths, (finest, evolution, c, c)),
     ]
     for level in coarser:
         c, arrivals = points(level.layout.total), points(level.points.lanes(level.size))

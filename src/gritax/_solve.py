@@ -128,9 +128,7 @@ def solve(
         multigrid_only = {"initial_guess": initial_guess, "save_every": save_every, "mesh": mesh, "checkpoint": asked_for}
         for name, value in multigrid_only.items() | {("profile", profile or None)}:
             if value is not None:
-                raise ValueError(
-                    f"{name} is for gritax.Multigrid, and gritax.Newton does not take it yet: leave one of them out."
-                )
+                raise ValueError(f"{name} is not for gritax.Newton yet: leave it out, or use a gritax.Multigrid.")
         return ended(solution_by(method, prepared(phi, num_steps), state, num_steps, tolerance, progress), throw, progress)
     (method or Multigrid()).hierarchy(num_steps)
 

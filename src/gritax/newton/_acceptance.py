@@ -71,5 +71,5 @@ def growth(changes: Array, gradients: Array, stays: Array, steps: Array) -> Arra
     lengths = jnp.sum(jnp.square(changes), axis=1)
     told = lengths > 0
     each = jnp.where(told, jnp.sum(changes * gradients, axis=1) / jnp.where(told, lengths, 1), 0)
-    curvature = jnp.sum(each) / jnp.maximum(jnp.sum(told), 1)
-    return jnp.maximum(jnp.abs(1 - stays * curvature), 1) ** steps
+    curvature = jnp.sum(each) / jnp.maximum(jnp.sum(told.astype(each.dtype)), 1)
+    return jnp.maximum(jnp.abs(1 - stays * curvature), 1) ** steps.astype(each.dtype)

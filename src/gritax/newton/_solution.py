@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from .._amplification import error_of, judged
+from .._amplification import judged, serial_twins
 from .._attempt import Progress
 from .._evolution import Phi, optional
 from .._hierarchy import Hierarchy, Level
@@ -35,7 +35,8 @@ def solution_by(
     evolution = tabulated(evolution, floating, clock, num_steps)
     found = run(method, evolution, floating, clock, num_steps, tolerance, progress)
     last = evolution.split(found.state)[0]
-    verdict = judged(found.verdict, found.amplification, lambda: error_of(evolution, floating, clock, num_steps, last))
+    serially = lambda: serial_twins(evolution, floating, clock, num_steps, last)
+    verdict, grown = judged(found.verdict, found.amplification, serially)
     params, sweeps = optional(phi, "params"), len(found.history)
     residuals = np.append(found.history[:, 2], found.error)
     travelled = found.moved or math.inf
@@ -53,7 +54,7 @@ def solution_by(
         work=found.work,
         exact_steps=1,
         coarse_steps=str(method),
-        amplification=found.amplification.growth,
+        amplification=grown.growth,
         _depth_by_lanes=Counter(found.history[:, 1].astype(int).tolist()),
         _losses=None if (losses := found.losses) is None else lambda: losses,
     )

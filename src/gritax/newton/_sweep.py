@@ -90,10 +90,11 @@ def _blocks(live: Array) -> Array:
 def _window(shape: Shape, aim: Aim, flight: Flight, found: Acceptance) -> Array:
     """How many steps are to be in flight: more, if those accepted had been for fewer sweeps than asked for."""
     age, index = flight.rows.age, jnp.arange(shape.capacity)
-    usual = jnp.sum(jnp.where(index < found.accepted, jnp.roll(age, -1) + 1, 0)) / found.accepted
+    ages = jnp.where(index < found.accepted, jnp.roll(age, -1) + 1, 0).astype(flight.window.dtype)
+    usual = jnp.sum(ages) / found.accepted.astype(ages.dtype)
     window = jnp.where(usual > aim.sweeps + _TOLERATED, flight.window * _NARROWER, flight.window)
     window = jnp.where(usual < aim.sweeps - _TOLERATED, flight.window * _WIDER, window)
-    window = jnp.where(found.kept < flight.rows.live, jnp.minimum(window, found.kept), window)
+    window = jnp.where(found.kept < flight.rows.live, jnp.minimum(window, found.kept.astype(window.dtype)), window)
     return jnp.clip(window, min(_SMALLEST, shape.room), shape.room).astype(flight.window.dtype)
 
 
