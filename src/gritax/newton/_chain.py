@@ -69,7 +69,7 @@ def tabulated(evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array
     """`evolution` with its clocks at every step. Those of a training step are in the optimizer's state, which is followed."""
     if isinstance(evolution.phi, TrainStep):
         return evolution
-    return clocks_at(evolution, floating, clock, Level(0, num_steps, 1, num_steps))[0]
+    return clocks_at(evolution, floating, clock, Level(0, num_steps, 1, 1))[0]
 
 
 def chain_of(evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array]) -> Chain:

@@ -33,15 +33,6 @@ def correction(residuals: Array, model: Curvature, response: Response) -> Array:
     return jnp.cumsum(residuals, axis=0) + (off @ v.T) * d[None]
 
 
-def stays(response: Response) -> Array:
-    """What the optimizer makes of a gradient that stays, a step: s D g."""
-    transfer, gain = response.transfer[-1], response.gain[-1]
-    if len(gain) == 1:
-        return -gain[0]
-    rest = jnp.eye(len(gain), dtype=gain.dtype)[1:, 1:] - transfer[1:, 1:]
-    return -(gain[0] + transfer[0, 1:] @ jnp.linalg.solve(rest, gain[1:]))
-
-
 def continued(last: Array, steps: Array, gradient: Array, at: Array, model: Curvature, response: Response) -> Array:
     """The states so many `steps` after `last`, for the mean `gradient` of steps whose mean state is `at`.
 
@@ -49,11 +40,11 @@ def continued(last: Array, steps: Array, gradient: Array, at: Array, model: Curv
     stays, s.
     """
     v, d, h = model.directions, response.units, model.values
-    s = stays(response)
+    s = response.stays
     slope = d * gradient
     in_modes = slope @ v + h * (((last - at) / d) @ v)
     turned = jnp.minimum(s * h, 0.9)
     n = steps.astype(v.dtype)[:, None]
     curved = jnp.where(h > 0, jnp.expm1(n * jnp.log1p(-turned)[None]) / jnp.where(h > 0, h, 1)[None], 0)
-    off = curved * in_modes[None] + s * n * (slope @ v)[None] * (h > 0)[None]
+    off = curved * in_modes[None] + s * n * jnp.where(h > 0, slope @ v, 0)[None]
     return last[None] + d[None] * (off @ v.T - s * n * slope[None])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
@@ -26,17 +27,39 @@ class Response(NamedTuple):
     transfer: Array
     gain: Array
 
+    @property
+    def stays(self) -> Array:
+        """s: what the optimizer makes of a gradient that stays, a step, at the end of the window."""
+        return stays(self.transfer[-1], self.gain[-1])
+
+
+# A step that moves parameters by less of its gradient than this share clips it.
+_CLIPPED = 0.7
+_SETTLING = 16  # steps after which an unknown optimizer makes about the same of a gradient that stays
+
 
 @found_once
-def modelled(optimizer: Any, params: PyTree) -> tuple[Any, LinearOptimizer, PyTree | None] | None:
-    """(a linear transformation that responds alike, its recurrence, which leaves of the state are second moments), or None."""
-    kind = linear(optimizer, params)
-    if kind is not None:
-        return optimizer, kind, None
-    second = nonnegative(optimizer, params)
-    reduced = first_moment(optimizer, second)
-    kind = linear(reduced, params)
-    return None if kind is None else (reduced, kind, second)
+def modelled(optimizer: Any, params: PyTree) -> tuple[Any, LinearOptimizer, PyTree | None, bool] | None:
+    """None for an optimizer whose response is not known, or what tells it.
+
+    That is a linear transformation that responds alike, its recurrence, which leaves of the state are second moments, and
+    whether all parameters have the same recurrence up to a rate.
+    """
+    kind, second, reduced = linear(optimizer, params), None, optimizer
+    if kind is None:
+        second = nonnegative(optimizer, params)
+        reduced = first_moment(optimizer, second)
+        if (kind := linear(reduced, params)) is None:
+            return None
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
+    families = sorted({family for family in kind.families if family is not None})
+    own = _later(jax.jit(reduced.init)(zeros), jnp.int32(10))
+    found = jax.jit(lambda own: _coefficients(reduced, kind, zeros, own, families, jnp.float32))(own)
+    transfers, gains = map(np.asarray, found)
+    rates = gains[:, :1] + (gains[:, :1] == 0)
+    same = lambda x: np.allclose(x, x[:1], rtol=1e-4, atol=1e-12)
+    alike = same(transfers[:, 1:, 1:]) and same(gains[:, 1:]) and same(transfers[:, 0, 1:] / rates)
+    return reduced, kind, second, bool(alike)
 
 
 def drifts(chain: Chain) -> bool:
@@ -47,54 +70,109 @@ def drifts(chain: Chain) -> bool:
     return found is not None and found[2] is not None
 
 
-def response_of(chain: Chain, x: Array, memory: PyTree, after: PyTree, memories: PyTree, count: int) -> Response:
+def response_of(
+    chain: Chain, x: Array, memory: PyTree, after: PyTree, memories: PyTree, gradient: Array, count: int
+) -> Response:
     """The response along `count` steps from the front, where the state is `x` and S is `memory`.
 
-    `after` is S a step later, when second moments are no longer zero; `memories` are S at the ends of equal parts of the run.
+    `gradient` is that of the first step, after which S is `after`: second moments are then no longer zero. `memories` are S at
+    the ends of equal parts of these steps.
     """
-    if not isinstance(chain, Training) or (found := modelled(chain.step.optimizer, chain.params)) is None:
-        return Response(jnp.ones_like(x), jnp.ones((count, 1, 1), x.dtype), -jnp.ones((count, 1), x.dtype))
-    reduced, kind, second = found
+    alone = jnp.ones((count, 1, 1), x.dtype), -jnp.ones((count, 1), x.dtype)
+    if not isinstance(chain, Training):
+        return Response(jnp.ones_like(x), *alone)
+    if (found := modelled(chain.step.optimizer, chain.params)) is None:
+        return Response(jnp.sqrt(_rates(chain, x, memory, gradient)), *alone)
+    reduced, kind, second, alike = found
     params = chain.unflatten(x)
     own = memory if second is None else jax.tree.map(lambda x, flag: None if flag else x, memory, second)
     families = sorted({family for family in kind.families if family is not None})
-    size = max(len(kind.members(family)) for family in families)
-
-    def later(own, j):
-        return jax.tree.map(lambda x: x + j.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.integer) else x, own)
-
-    def at(j):
-        """(T, A) of each family, [family, k, k] and [family, k]; families that lack members are filled with zeros."""
-        found = kind.coefficients(reduced, params, later(own, j), 1)
-
-        def of(family):
-            rows = [found[i] for i in kind.members(family)]
-            missing = size - len(rows)
-            transfer = jnp.pad(jnp.stack([row.astype(x.dtype) for row, _ in rows]), (0, missing))
-            return transfer, jnp.pad(jnp.stack([weights[0].astype(x.dtype) for _, weights in rows]), (0, missing))
-
-        return tuple(map(jnp.stack, zip(*map(of, families), strict=True)))
-
-    transfers, gains = jax.vmap(at)(jnp.arange(count, dtype=jnp.int32))
+    sizes = jnp.asarray([leaf.size for leaf in jax.tree.leaves(chain.params)], x.dtype)[jnp.asarray(families)]
+    offsets = jnp.arange(count, dtype=jnp.int32)
+    transfers, gains = jax.vmap(lambda j: _coefficients(reduced, kind, params, _later(own, j), families, x.dtype))(offsets)
+    if not alike:
+        gains = -jax.vmap(jax.vmap(stays))(transfers, gains)[..., None]
+        transfers = jnp.ones((*gains.shape, 1), x.dtype)
     reach = jnp.max(jnp.abs(gains[:, :, 0]), axis=0)  # a schedule may begin at zero
     reach = jnp.where(reach > 0, reach, 1)
-    sizes = [leaf.size for leaf in jax.tree.leaves(chain.params)]
-    diagonal = jnp.concatenate([jnp.full(sizes[family], reach[i]) for i, family in enumerate(families)])
+    diagonal = jnp.repeat(reach, jnp.asarray([int(n) for n in _sizes(chain)]), total_repeat_length=x.size)
     drift = jnp.ones(count, x.dtype)
     if second is not None:
-        flat = lambda memory: ravel_pytree(response(chain.step.optimizer, second, memory, params))[0]
-        now, then = _bounded(flat(after)), jax.vmap(lambda each: _bounded(flat(each)))(memories)
+        flat = lambda memory: _bounded(ravel_pytree(response(chain.step.optimizer, second, memory, params))[0])
+        now, then = flat(after), jax.vmap(flat)(memories)
         along = jnp.concatenate([jnp.ones(1, x.dtype), (then @ now) / (now @ now)])
         diagonal = diagonal * now
         drift = jnp.interp(jnp.arange(count) * len(then) / count, jnp.arange(len(along)), along).astype(x.dtype)
-    weights = jnp.asarray(sizes, x.dtype)[jnp.asarray(families)] / sum(sizes)
-    # What enters the parameters is in units of d^2 |A_0|; what a moment takes from the parameters, the other way round.
-    scaled = gains.at[:, :, 0].divide(reach[None])
-    moved = transfers.at[:, :, 0, 1:].divide(reach[None, :, None]).at[:, :, 1:, 0].multiply(jnp.mean(diagonal))
-    transfer, gain = jnp.einsum("f,nfij->nij", weights, moved), jnp.einsum("f,nfi->ni", weights, scaled)
+    # What enters the parameters is in units of d^2; what a moment takes from the parameters, the other way round.
+    gains = gains.at[:, :, 0].divide(reach[None])
+    transfers = transfers.at[:, :, 0, 1:].divide(reach[None, :, None]).at[:, :, 1:, 0].multiply(jnp.mean(diagonal))
+    weights = sizes / jnp.sum(sizes)
+    transfer, gain = jnp.einsum("f,nfij->nij", weights, transfers), jnp.einsum("f,nfi->ni", weights, gains)
     transfer = transfer.at[:, 0, 1:].multiply(drift[:, None])
     gain = gain.at[:, 0].multiply(drift)
-    return Response(jnp.sqrt(diagonal), transfer, gain)
+    return Response(jnp.sqrt(diagonal), transfer, gain * _taken(chain, second, x, gradient, memory, diagonal * -gain[0, 0]))
+
+
+def stays(transfer: Array, gain: Array) -> Array:
+    """What the optimizer makes of a gradient that stays, a step, from T and A: s D g."""
+    if len(gain) == 1:
+        return -gain[0]
+    rest = jnp.eye(len(gain), dtype=gain.dtype)[1:, 1:] - transfer[1:, 1:]
+    return -(gain[0] + transfer[0, 1:] @ jnp.linalg.solve(rest, gain[1:]))
+
+
+def _rates(chain: Training, x: Array, memory: PyTree, gradient: Array) -> Array:
+    """By how much of a gradient that stays a step moves each leaf, for an optimizer of which nothing is known."""
+
+    def step(_, carry):
+        x, memory = carry
+        return chain.follow(x, gradient, jnp.zeros((), x.dtype), memory, jnp.int32(0))
+
+    half = jax.lax.fori_loop(0, _SETTLING, step, (x, memory))
+    moved = chain.unflatten((jax.lax.fori_loop(0, _SETTLING, step, half)[0] - half[0]) / _SETTLING)
+
+    def rate(moved, gradient):
+        length = jnp.linalg.norm(gradient.ravel())
+        return jnp.full(gradient.shape, jnp.linalg.norm(moved.ravel()) / jnp.where(length > 0, length, 1))
+
+    found = ravel_pytree(jax.tree.map(rate, moved, chain.unflatten(gradient)))[0]
+    return jnp.where(found > 0, found, jnp.maximum(jnp.mean(found), jnp.finfo(x.dtype).tiny))
+
+
+def _sizes(chain: Training) -> list[int]:
+    return [leaf.size for leaf in jax.tree.leaves(chain.params)]
+
+
+def _later(own: PyTree, j: Array) -> PyTree:
+    return jax.tree.map(lambda x: x + j.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.integer) else x, own)
+
+
+def _coefficients(reduced, kind: LinearOptimizer, params, own, families, dtype) -> tuple[Array, Array]:
+    """(T, A) of each family, [family, k, k] and [family, k], for one step; members that a family lacks are zeros."""
+    found, size = kind.coefficients(reduced, params, own, 1), max(len(kind.members(family)) for family in families)
+
+    def of(family):
+        rows = [found[i] for i in kind.members(family)]
+        missing = size - len(rows)
+        transfer = jnp.pad(jnp.stack([row.astype(dtype) for row, _ in rows]), (0, missing))
+        return transfer, jnp.pad(jnp.stack([weights[0].astype(dtype) for _, weights in rows]), (0, missing))
+
+    transfers, gains = zip(*map(of, families), strict=True)
+    return jnp.stack(transfers), jnp.stack(gains)
+
+
+def _taken(chain: Training, second, x: Array, gradient: Array, memory: PyTree, wanted: Array) -> Array:
+    """The share of a gradient that its own step takes: less than 1 where gradients are clipped, to which no response is linear.
+
+    `wanted` is what each element of it would move x by.
+    """
+    flags = jax.tree.map(lambda _: False, memory) if second is None else second
+    still = lambda x, flag: x if flag or not jnp.issubdtype(x.dtype, jnp.inexact) else jnp.zeros_like(x)
+    memory = jax.tree.map(still, memory, flags)
+    moved, unmoved = (chain.follow(x, g, jnp.zeros((), x.dtype), memory, jnp.int32(0))[0] for g in (gradient, 0 * gradient))
+    expected = jnp.linalg.norm(wanted * gradient)
+    share = jnp.linalg.norm(moved - unmoved) / jnp.where(expected > 0, expected, 1)
+    return jnp.where((share < _CLIPPED) & (share > 0), share, 1)
 
 
 def _bounded(diagonal: Array) -> Array:

@@ -6,7 +6,7 @@ from jaxtyping import Array, PyTree
 
 from ._acceptance import Acceptance, acceptance, growth
 from ._chain import Chain, follow_all, follow_some
-from ._correction import continued, correction, stays
+from ._correction import continued, correction
 from ._curvature import Curvature, secant_update, usable
 from ._flight import BLOCK, Aim, Flight, Front, Rows, Shape
 from ._response import drifts, response_of
@@ -30,7 +30,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     residuals = jnp.where(live[:, None], following - towards, 0)
 
     after = follow_some(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, jnp.int32(1))
-    response = response_of(chain, rows.x[0], flight.front.memory, after, memories, shape.capacity)
+    response = response_of(chain, rows.x[0], flight.front.memory, after, memories, gradients[0], shape.capacity)
     model = flight.model.rescaled(flight.units / response.units) if drifts(chain) else flight.model
     told = live & (rows.age > 0) & usable(rows.x - rows.before, rows.x[0])
     changes = jnp.where(told[:, None], rows.x - rows.before, 0) / response.units[None]
@@ -41,7 +41,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
 
     found = acceptance(shape, aim, flight, new, delta, chain.first)
     model = Curvature(model.directions, jnp.where(found.kept < _TRUSTED, 0, model.values))
-    grown = growth(changes, turns, stays(response), found.accepted)
+    grown = growth(changes, turns, response.stays, found.accepted)
     memory = follow_some(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, found.accepted)
     front = Front(
         flight.front.taken + found.accepted,
@@ -89,7 +89,7 @@ def _blocks(live: Array) -> Array:
 
 def _window(shape: Shape, aim: Aim, flight: Flight, found: Acceptance) -> Array:
     """How many steps are to be in flight: more, if those accepted had been for fewer sweeps than asked for."""
-    age, index = flight.rows.age, jnp.arange(shape.capacity)
+    age, index = flight.rows.age, jnp.arange(shape.capacity, dtype=jnp.int32)
     ages = jnp.where(index < found.accepted, jnp.roll(age, -1) + 1, 0).astype(flight.window.dtype)
     usual = jnp.sum(ages) / found.accepted.astype(ages.dtype)
     window = jnp.where(usual > aim.sweeps + _TOLERATED, flight.window * _NARROWER, flight.window)
