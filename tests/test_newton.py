@@ -1,6 +1,7 @@
 """The sliding window ends with the weights of serial training, whatever its model of the curvature is worth."""
 
 import io
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from rich.console import Console
 from small_problems import batches, data, distance, loss, params, relative_error
 
 import gritax
+from gritax.cli import main
 from gritax.newton import _sweep
 from gritax.newton._curvature import Curvature
 
@@ -181,3 +183,41 @@ def test_bad_input_is_named():
     with_stats = gritax.TrainStep(lambda p, s, b: (loss(p, b), s), optax.sgd(0.05), lambda step: data(), has_aux=True)
     with pytest.raises(ValueError, match="running statistics"):
         gritax.solve(with_stats, with_stats.init(params(), jnp.ones(2)), 60, gritax.Newton())
+
+
+def test_train_takes_it_as_a_method():
+    trained = gritax.train(loss, optax.sgd(0.05), batches(), params(), 300, method=gritax.Newton())
+    step = gritax.TrainStep(loss, optax.sgd(0.05), batches())
+    assert trained.converged
+    assert relative_error(step, step.init(params()), 300, trained) < 2e-6
+    assert trained.depth < 150
+    for options, match in (({"goal": "depth"}, "goal is not for"), ({"method": 3}, "method must be a gritax.Newton")):
+        with pytest.raises(ValueError, match=match):
+            gritax.train(loss, optax.sgd(0.05), batches(), params(), 300, **{"method": gritax.Newton()} | options)
+
+
+def test_training_that_amplifies_is_taken_one_step_after_the_other():
+    """A saddle: w and v leave it at a rate that grows with the distance, and so do errors."""
+    saddle = lambda w, x: -0.5 * jnp.sum(w**2) + 0.001 * jnp.sum(w**4)
+    first = jnp.array([1e-9, 2e-9])
+    trained = gritax.train(saddle, optax.sgd(0.05), lambda step: jnp.zeros(1), first, 500, method=gritax.Newton())
+    step = gritax.TrainStep(saddle, optax.sgd(0.05), lambda step: jnp.zeros(1))
+    assert trained.converged
+    assert relative_error(step, step.init(first), 500, trained) < 2e-6
+
+
+def test_the_command_takes_it_too(tmp_path):
+    run = tmp_path / "run.json"
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "diabetes", "--steps", "128", "--method", "newton", "--rank", "8", "--json", str(run)])
+    assert ended.value.code == 0
+    figures = json.loads(run.read_text())
+    assert figures["relative_distance"] < 2e-6
+    assert figures["depth"] < 128
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(run), "--output", str(tmp_path / "run.html")])
+    assert ended.value.code == 0
+    for options in (["--rank", "3"], ["--method", "newton", "--resume", "kept"], ["--method", "newton", "--sweeps", "0"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["train", "diabetes", *options])
+        assert ended.value.code == 2

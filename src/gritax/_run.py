@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ from ._norms import norm
 from ._sensitivity import Sensitivity
 from ._serial import advance
 from ._sharing import unshared
-from ._solution import WindowReport
+from ._solution import Solution, WindowReport
 from ._window import Declined, Window, solve_window
 from .coarse import CoarseStep
 from .training import TrainState, TrainStep
@@ -88,6 +89,11 @@ class Run:
         self.state, self.done, self.sensitivity = self.origin, 0, Sensitivity()
         self.windows.clear()
         self.restarts.append(reason)
+
+    def give_up(self, solution: Solution) -> None:
+        """What a solve has taken that did not converge stays counted; its steps are still to be taken."""
+        self.restarts.append(solution.reason)
+        self._spend(Cost(Counter(dict(solution._depth_by_lanes)), solution.work))
 
     @property
     def left(self) -> int:

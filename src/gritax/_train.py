@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from ._arguments import require_bool, require_steps, require_whole
 from ._attempt import Progress
-from ._convergence import DEFAULT_TOLERANCE, ConvergenceError, require_tolerance
+from ._convergence import DEFAULT_TOLERANCE, require_tolerance
 from ._entry import entry
 from ._evolution import Evolution
 from ._obstacles import obstacle
@@ -21,12 +21,14 @@ from ._pace import InWindows, OneByOne, Pace
 from ._run import TABLE, Run
 from ._sharing import as_mesh, count, is_of_several_processes, require_agreement
 from ._solution import Solution
+from ._solve import ended
 from ._trained import solution_of
 from ._validation import require_concrete, validated
 from ._warning import warn
 from ._window import most_steps
 from .checkpoint import Directory, Keeper, difference, digest, kept_in, taken
 from .coarse import Choice, named, words
+from .newton import Newton, solution_by
 from .planning import LEAST_WORK, Plan, can_pay, measured, planned
 from .training import TrainStep
 
@@ -50,6 +52,7 @@ def train(
     *,
     goal: Literal["time", "depth"] = "time",
     plan: Plan | None = None,
+    method: Newton | None = None,
     coarse: Choice = "auto",
     key: Array | None = None,
     has_aux: bool = False,
@@ -78,6 +81,9 @@ def train(
       other. `"depth"` takes as few evaluations in sequence as it can, as if there were a device for every interval.
     - `plan`: from `gritax.plan` with the same arguments; otherwise the device is measured, for a small part of the time that
       serial training would take, and not at all where that is short.
+    - `method`: a `gritax.Newton`, which takes all steps in one window that slides along them, in few evaluations for each; None
+      for multigrid in windows. If training amplifies errors beyond the tolerance, all steps are taken one after the other after
+      all. `goal`, `plan`, `coarse`, `window`, `checkpoint` and `mesh` are not for it yet.
     - `tolerance`: `None` for final parameters within 1e-6 of the distance that they travel; a number is an absolute tolerance
       on the residuals of all windows together, as for `gritax.solve`.
     - `window`: the most steps of a window; `None` for as many as fit into 2 GiB.
@@ -106,6 +112,8 @@ def train(
     True
     """
     _require(num_steps, goal, plan, tolerance, window, throw, progress)
+    if method is not None:
+        _require_alone(method, goal, plan, coarse, window, checkpoint, resume, mesh)
     require_concrete("params", (params, stats))
     step = TrainStep(loss, optimizer, batch, coarse, key=key, has_aux=has_aux, trainable=trainable)
     num_steps, window = int(num_steps), window and int(window)
@@ -131,6 +139,12 @@ def train(
         require_agreement(mesh, run.done)
         if pace is None and (refusal := obstacle(evolution, floating, clock, num_steps)):
             pace = OneByOne(refusal.removesuffix("."), TABLE)
+        elif method is not None:
+            solution = solution_by(method, step.prepared(num_steps), first, num_steps, tolerance, progress)
+            if solution.converged:
+                return ended(solution, throw, progress)
+            run.give_up(solution)
+            pace = OneByOne(solution.reason, TABLE)
         elif pace is None and goal == "depth":
             pace = InWindows(longest)
         elif pace is None:
@@ -145,13 +159,7 @@ def train(
             kept = f"; {keeper.directory.path} has what was reached: go on with resume=True" if keeper else ""
             logger.warning("interrupted after step %d of %d%s", run.done, run.num_steps, kept)
             raise
-        solution = solution_of(run)
-        progress.end(solution)
-        if not solution.converged:
-            if throw:
-                raise ConvergenceError(solution.reason + ".", solution)
-            logger.warning("%s", solution.reason)
-        return solution
+        return ended(solution_of(run), throw, progress)
 
 
 def _require(num_steps, goal, plan, tolerance, window, throw, progress) -> None:
@@ -170,6 +178,17 @@ def _require(num_steps, goal, plan, tolerance, window, throw, progress) -> None:
     require_bool("throw", throw)
     if progress is not None and not isinstance(progress, Progress):
         raise ValueError(f"progress must be a gritax.Progress, such as gritax.progress.Lines(), not {progress!r}.")
+
+
+def _require_alone(method, goal, plan, coarse, window, checkpoint, resume, mesh) -> None:
+    """Raises `ValueError` for what is no method of `train`, and for arguments that a method has no use for."""
+    if not isinstance(method, Newton):
+        raise ValueError(f"method must be a gritax.Newton, or None for multigrid in windows, not {method!r}.")
+    given = {"plan": plan, "window": window, "checkpoint": checkpoint, "resume": resume or None, "mesh": mesh}
+    given |= {"goal": None if goal == "time" else goal, "coarse": None if coarse == "auto" else coarse}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} is not for method=gritax.Newton(...) yet: leave it out, or leave out the method.")
 
 
 def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: int) -> Pace:

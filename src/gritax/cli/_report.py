@@ -15,6 +15,7 @@ from rich.console import Console
 from .._hierarchy import Multigrid
 from .._spectrum import Spectrum, spectrum
 from ..experiments import Comparison, compare
+from ..newton import Newton
 from ..placement import is_first, mesh
 from ..problems import Problem
 from ..progress import Live
@@ -31,7 +32,7 @@ def one_or_many(values: tuple[int, ...] | None, otherwise: int) -> int | tuple[i
     return values[0] if len(values) == 1 else values
 
 
-def compared(command: Any, console: Console, problem: Problem, method: Multigrid | None) -> int:
+def compared(command: Any, console: Console, problem: Problem, method: Multigrid | Newton | None) -> int:
     """Solves and trains serially on the devices there are, shows it, writes it if that was asked for; the exit status."""
     with Live(console) as progress:
         comparison = compare(
@@ -41,12 +42,14 @@ def compared(command: Any, console: Console, problem: Problem, method: Multigrid
             progress=progress,
             tolerance=command.tolerance,
             max_iterations=command.max_iterations,
-            mesh=mesh(),
+            mesh=None if isinstance(method, Newton) else mesh(),
             resume=command.resume or False,
-            profile=command.json is not None,
+            profile=command.json is not None and not isinstance(method, Newton),
         )
     _show(console, comparison)
-    predicted = spectrum(problem.step, problem.state, command.steps, method) if command.spectrum else None
+    predicted = None
+    if command.spectrum and not isinstance(method, Newton):
+        predicted = spectrum(problem.step, problem.state, command.steps, method)
     if predicted is not None:
         console.print(f"\n{predicted}")
     if command.json is not None:

@@ -1,6 +1,7 @@
 """`gritax train`."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.console import Console
 
@@ -8,6 +9,7 @@ from .._arguments import require_whole
 from .._convergence import require_tolerance
 from .._hierarchy import Multigrid
 from ..coarse import FrozenGradient
+from ..newton import Newton
 from ._files import Perhaps, require_writable
 from ._report import compared, one_or_many
 from ._training import Training
@@ -26,6 +28,12 @@ class Train(Training):
     Exit status: 0 converged, 2 bad arguments, 3 not converged.
     """
 
+    method: Literal["multigrid", "newton"] = "multigrid"
+    """multigrid: levels of coarser steps. newton: a window that slides along the steps, in few evaluations for each."""
+    sweeps: float | None = None
+    """newton: about the evaluations of each step, 5 if not given. More of them make fewer in sequence."""
+    rank: int | None = None
+    """newton: directions of its model of the curvature, 32 if not given."""
     refresh: float | None = None
     """Training steps on one gradient of a coarse step, or inf for one gradient each; chosen from the curvature if not given."""
     coarsening: tuple[int, ...] | None = None
@@ -45,7 +53,9 @@ class Train(Training):
 
     def run(self, console: Console) -> int:
         require_whole("--steps", self.steps, 1)
-        method = None
+        method = self._newton() if self.method == "newton" else None
+        if self.method != "newton" and (self.sweeps is not None or self.rank is not None):
+            raise ValueError("--sweeps and --rank are for --method newton.")
         if self.coarsening is not None:
             method = Multigrid(one_or_many(self.coarsening, 2), relaxation=one_or_many(self.relaxation, 1))
             method.hierarchy(self.steps)
@@ -58,3 +68,9 @@ class Train(Training):
         problem = self.with_coarse(FrozenGradient(refresh))
         console.print(f"{self.problem}, {self.steps:,} training steps, {self.dtype}\n")
         return compared(self, console, problem, method)
+
+    def _newton(self) -> Newton:
+        for name in ("refresh", "coarsening", "relaxation", "resume", "spectrum"):
+            if getattr(self, name) not in (None, False):
+                raise ValueError(f"--{name} is for --method multigrid, not for newton.")
+        return Newton(32 if self.rank is None else self.rank, 5.0 if self.sweeps is None else self.sweeps)

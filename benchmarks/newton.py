@@ -1,0 +1,101 @@
+"""The sliding window: evaluations in all and in sequence, beside the serial twin, on the project's problems.
+
+    python benchmarks/newton.py [NAME ...] [--seeds 1 2 3 4 5] [--json FILE]
+
+Float64, to 1e-6 of the distance travelled, everything counted: `work` are evaluations for each step, `rows` those with what
+fills blocks, `speedup` is steps over sweeps. `error` is that of the final parameters against the serial twin, `estimate` what
+the solve said of it. Seconds are of a second call, compiled; `first` is the first call, and `serial` the jitted loop.
+"""
+
+import argparse
+import json
+import time
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from _rows import distance, write
+
+import gritax
+
+
+jax.config.update("jax_enable_x64", True)
+
+digits = gritax.problems.digits
+PROBLEMS = {
+    "digits, sgd": (lambda seed: digits(optax.sgd(0.1), seed), 8192),
+    "digits, adam": (lambda seed: digits(optax.adam(1e-3), seed), 8192),
+    "digits, heavy ball": (lambda seed: digits(optax.sgd(0.02, momentum=0.9), seed), 8192),
+    "digits, relu": (lambda seed: digits(optax.sgd(0.1), seed, activation="relu"), 8192),
+    "sine, adam": (lambda seed: gritax.problems.sine(optax.adam(3e-4), seed), 4096),
+    "diabetes, adam": (lambda seed: gritax.problems.diabetes(optax.adam(2e-3), seed), 8192),
+    "diabetes, heavy ball": (lambda seed: gritax.problems.diabetes(optax.sgd(0.002, momentum=0.9), seed), 8192),
+    "logistic regression": (lambda seed: digits(optax.sgd(0.1), seed, widths=()), 8192),
+    "poisson": (lambda seed: gritax.problems.poisson(seed=seed), 1024),
+    "adder": (lambda seed: gritax.problems.adder(seed=seed), 12_800),
+    "xor": (lambda seed: gritax.problems.xor(seed=seed), 65_536),
+}
+
+
+def row(name, seed, sweeps, rank):
+    make, steps = PROBLEMS[name]
+    problem = make(seed)
+    solve = lambda: gritax.solve(problem.step, problem.state, steps, gritax.Newton(rank, sweeps), throw=False)
+    began = time.perf_counter()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        solution = solve()
+    first = time.perf_counter() - began
+    began = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        solve()
+    again = time.perf_counter() - began
+    gritax.solve_serial(problem.step, problem.state, 1)
+    began = time.perf_counter()
+    serial = jax.block_until_ready(gritax.solve_serial(problem.step, problem.state, steps))
+    one_by_one = time.perf_counter() - began
+    trained = lambda state: jax.tree.map(np.asarray, problem.step.split(state.params)[0])
+    travelled = distance(trained(serial), trained(problem.state))
+    return {
+        "problem": name,
+        "seed": seed,
+        "steps": steps,
+        "sweeps_asked": sweeps,
+        "rank": rank,
+        "converged": solution.converged,
+        "depth": solution.depth,
+        "speedup": round(steps / solution.depth, 1),
+        "work": round(solution.work / steps, 2),
+        "error": float(f"{distance(trained(solution.state), trained(serial)) / travelled:.2e}"),
+        "estimate": float(f"{solution.relative_residuals[-1]:.2e}"),
+        "amplification": float(f"{solution.amplification:.3g}"),
+        "warned": len(told),
+        "seconds": {"first": round(first, 2), "again": round(again, 2), "serial": round(one_by_one, 2)},
+        "reason": solution.reason,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PROBLEMS)}; all of them if none is given")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
+    parser.add_argument("--sweeps", type=float, default=5.0)
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in PROBLEMS]:
+        parser.error(f"no problem is called {unknown[0]!r}")
+    rows = []
+    for name in options.names or PROBLEMS:
+        for seed in options.seeds:
+            rows.append(row(name, seed, options.sweeps, options.rank))
+            print(json.dumps(rows[-1]), flush=True)
+            if options.json:
+                write(options.json, rows)
+
+
+if __name__ == "__main__":
+    main()
