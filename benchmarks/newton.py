@@ -1,6 +1,6 @@
 """The sliding window: evaluations in all and in sequence, beside the serial twin, on the project's problems.
 
-    python benchmarks/newton.py [NAME ...] [--seeds 1 2 3 4 5] [--json FILE]
+    python benchmarks/newton.py [NAME ...] [--seeds 1 2 3 4 5] [--json FILE] [--page docs/newton.md]
 
 Float64, to 1e-6 of the distance travelled, everything counted: `work` are evaluations for each step, `rows` those with what
 fills blocks, `speedup` is steps over sweeps. `error` is that of the final parameters against the serial twin, `estimate` what
@@ -9,6 +9,7 @@ the solve said of it. Seconds are of a second call, compiled; `first` is the fir
 
 import argparse
 import json
+import statistics
 import time
 import warnings
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from _rows import distance, write
+from _rows import distance, write, write_table
 
 import gritax
 
@@ -37,6 +38,20 @@ PROBLEMS = {
     "adder": (lambda seed: gritax.problems.adder(seed=seed), 12_800),
     "xor": (lambda seed: gritax.problems.xor(seed=seed), 65_536),
 }
+
+
+MARKS = "<!-- newton: begin -->", "<!-- newton: end -->"
+HEADER = [
+    "problem",
+    "steps",
+    "seeds",
+    "evaluations a step",
+    "in sequence",
+    "steps over those (worst)",
+    "error (worst)",
+    "estimate",
+    "converged",
+]
 
 
 def row(name, seed, sweeps, rank):
@@ -84,17 +99,40 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--sweeps", type=float, default=5.0)
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="written after every row; rows of other problems and seeds in it stay")
+    parser.add_argument("--page", type=Path, help="the page whose table is drawn from the file")
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in PROBLEMS]:
         parser.error(f"no problem is called {unknown[0]!r}")
-    rows = []
+    known = json.loads(options.json.read_text())["rows"] if options.json and options.json.exists() else []
     for name in options.names or PROBLEMS:
         for seed in options.seeds:
-            rows.append(row(name, seed, options.sweeps, options.rank))
-            print(json.dumps(rows[-1]), flush=True)
+            known = [each for each in known if (each["problem"], each["seed"]) != (name, seed)]
+            known.append(row(name, seed, options.sweeps, options.rank))
+            print(json.dumps(known[-1]), flush=True)
             if options.json:
-                write(options.json, rows)
+                write(options.json, known)
+    if options.page:
+        write_table(options.page, MARKS, HEADER, 1, list(cells(known)))
+
+
+def cells(rows):
+    """A line for each problem: medians over the seeds, and the worst."""
+    for name in PROBLEMS:
+        found = [each for each in rows if each["problem"] == name]
+        if found:
+            middle = lambda key, found=found: statistics.median(each[key] for each in found)
+            yield [
+                name,
+                f"{found[0]['steps']:,}",
+                str(len(found)),
+                f"{middle('work'):.2f}",
+                f"{middle('depth'):.0f}",
+                f"{middle('speedup'):.1f} ({min(each['speedup'] for each in found):.1f})",
+                f"{middle('error'):.1e} ({max(each['error'] for each in found):.1e})",
+                f"{middle('estimate'):.1e}",
+                "yes" if all(each["converged"] for each in found) else "no",
+            ]
 
 
 if __name__ == "__main__":
