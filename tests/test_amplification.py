@@ -26,6 +26,7 @@ def chaos(u, start, stride):
     return jax.lax.fori_loop(0, stride, lambda _, u: u + 0.002 * rounded_otherwise(*u), u)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("dtype", "num_steps"), [("float32", 12_000), ("float64", 24_000)])
 def test_a_chaotic_evolution_is_not_said_to_have_converged(dtype, num_steps):
     first = jnp.array([1, 1, 20], dtype)
@@ -45,6 +46,7 @@ def test_amplification_that_leaves_some_digits_is_told():
     assert "amplifies" in f"{solution.reason} {[str(each.message) for each in told]}"
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("method", [None, gritax.Multigrid(max_levels=1), gritax.Multigrid((4, 4), cycle="F", relaxation=0)])
 def test_the_figure_is_that_of_the_evolution(method):
     """u <- 1.002 u grows by 1.002^496 from the first C-point, 4, to the last, 500; one level begins at 0.
@@ -69,6 +71,7 @@ def test_the_figure_is_the_same_on_several_devices():
     assert alone.amplification > 2
 
 
+@pytest.mark.slow
 def test_training_that_amplifies_is_not_said_to_have_converged():
     """Attention of one head with Adam, at a rate at which training is chaotic."""
     keys, d = jax.random.split(jax.random.key(0), 6), 8

@@ -37,6 +37,7 @@ _CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wanted", "dtype"),
     [

@@ -13,6 +13,7 @@ import gritax
 KINDS = ("threefry2x32", "rbg", "unsafe_rbg")
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize("remainder", ["drop", "fill"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_examples_of_a_step_do_not_depend_on_the_table_or_on_other_steps(kind, remainder):

@@ -36,6 +36,7 @@ def test_solve_xor(tmp_path):
     assert len(figures["history"]) == len(figures["profile"]["residuals"]) == figures["iterations"] + 1
 
 
+@pytest.mark.slow
 def test_every_option_reaches_the_solve(tmp_path):
     file = tmp_path / "run.json"
     done = _gritax(

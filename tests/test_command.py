@@ -122,7 +122,7 @@ def test_who_reads_may_have_seen_enough():
     assert process.returncode in (0, 1)
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="pipes and signals")
 @pytest.mark.parametrize("written", [True, False])
 def test_whose_reader_has_gone_writes_its_files_all_the_same(tmp_path, written):

@@ -29,7 +29,7 @@ _METHODS = {
 }
 
 
-@pytest.mark.slow(5)
+@pytest.mark.slow(2)
 @pytest.mark.parametrize(
     ("method", "steps", "guess"),
     [
@@ -60,7 +60,7 @@ def test_methods(method, count):
     assert together.hierarchy == alone.hierarchy
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "steps", "count"), [("V", 150, 8), ("F, 2 sweeps", 103, 6), ("weighted, from the way up", 103, 6)]
 )

@@ -21,7 +21,7 @@ from gritax.differentiation._call import Call
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 
 
-@pytest.mark.slow(4)
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("num_steps", [1, 5, 64, 1003])
 @pytest.mark.parametrize("method", [gritax.Multigrid(4), gritax.Multigrid((16,), relaxation=0)])
 def test_backwards(num_steps, method):
@@ -87,7 +87,7 @@ def _optimizer(name):
     }[name]
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "coarse", "dtype"),
     [

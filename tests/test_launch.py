@@ -81,6 +81,7 @@ def test_processes_add_and_the_first_one_prints(launch):
     assert errors == "of all\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/net/tcp"), reason="needs Linux")
 def test_the_coordinator_listens_on_loopback_only(launch):
     said = "import os\nprint('total', os.environ['GRITAX_COORDINATOR'], flush=True)\ntime.sleep(1000)\n"
@@ -116,7 +117,7 @@ def test_the_others_are_ended_where_they_do_not_notice(launch):
     assert "process 1 of 2 was killed by signal 9 (SIGKILL); the others were ended after" in errors
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stopped_process_ends_the_run(launch, victim):
     launcher = launch(_SUM + _FOREVER, "--timeout", "5")

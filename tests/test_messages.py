@@ -49,6 +49,8 @@ def test_messages_of_an_iteration(count, steps, groups):
         "keep_exact": {"collective-permute": 1},
         "residual_norm": {"collective-permute": 1, to_all: 1},
         "measure": {"collective-permute": 1, to_all: 2},  # four, where parameters are not all of the state
+        "change_first": {"all-reduce": 1},  # the first and the last state
+        "lengths": {to_all: 2, "all-reduce": 1},
     }
     for (name, index), program in programs.items():
         counts = _messages(program)

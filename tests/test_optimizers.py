@@ -102,7 +102,7 @@ def _step(optimizer, refresh=8, **options):
 _SLOW = {"adagrad", "lamb", "decayed", "cosine", "injected rate"}
 
 
-@pytest.mark.slow(4)
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow) if x in _SLOW else x for x in _OPTIMIZERS])
 def test_parallel_training_equals_serial_training(name):
     step, state = _step(_OPTIMIZERS[name])
@@ -249,6 +249,7 @@ def _loop(optimizer, loss, params, takes_value, steps):
     return jax.jit(lambda: jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))[0][0])()
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize(
     ("optimizer", "takes_value"),
     [

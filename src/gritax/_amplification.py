@@ -126,10 +126,10 @@ def amplification(window: Window) -> Amplification:
     cycle = Cycle(evolution, window.hierarchy, window.method)
     c, e = window.c, window.e
     if len(window.hierarchy) == 1:
-        twin, arrivals, _ = cycle.relax_finest(first := change_first(finest, evolution, c, e, c), arrived(finest, first), 1)
+        twin, arrivals, _ = cycle.relax_finest(first := change_first(finest, evolution, c, c), arrived(finest, first), 1)
         plain, twin = (keep_exact(finest, x, x, y, np.int32(1)) for x, y in ((c, e), (twin, arrivals)))
     else:
-        changed = change_first(finest, evolution, c, e, e)
+        changed = change_first(finest, evolution, c, e)
         plain, twin = (cycle.correct(finest, c, each, 1, window.method.cycle) for each in (e, changed))
     along, sizes, travelled = map(np.asarray, lengths(finest, evolution, plain, twin))
     eps = float(jnp.finfo(least_precise(evolution.solved_for(window.final, window.last_clock))).eps)

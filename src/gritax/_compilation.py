@@ -47,7 +47,7 @@ def kernels_of(cycle: Cycle, u0: PyTree[Array]) -> list[tuple[Any, tuple]]:
         (uniform, (finest, state, state)),
         (arrival, (finest, e, count)),
         (keep_exact, (finest, c, c, e, count)),
-        (change_first, (finest, evolution, c, e, e if coarser else c)),
+        (change_first, (finest, evolution, c, e if coarser else c)),
         (lengths, (finest, evolution, c, c)),
     ]
     for level in coarser:

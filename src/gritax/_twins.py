@@ -24,10 +24,9 @@ def small_change(evolution: Evolution, first: PyTree[Array], last: PyTree[Array]
     return jax.tree.map(lambda x: share.astype(x.dtype) * x, change)
 
 
-@per_level("intervals", c="intervals", e="intervals", values="intervals")
-def change_first(level: Level, evolution: Evolution, c: Points, e: Points, values: Points) -> Points:
+@per_level("intervals", c="intervals", values="intervals")
+def change_first(level: Level, evolution: Evolution, c: Points, values: Points) -> Points:
     """`values`, of C-points or arrivals, with a small change of the first of them."""
-    c = level.layout.arrivals(c, e)
     change = small_change(evolution, level.layout.at(c, 0), level.layout.at(c, level.num_intervals))
 
     def begin(x, change):
@@ -40,7 +39,6 @@ def change_first(level: Level, evolution: Evolution, c: Points, e: Points, value
 @per_level((None, None, None), c="intervals", twin="intervals")
 def lengths(level: Level, evolution: Evolution, c: Points, twin: Points) -> tuple[Array, Array, Array]:
     """(distance between the two at each C-point, size of the state there, distance of the last one from the first)."""
-    c, twin = level.layout.collected((c, twin))
 
     def params(stored, point):
         return evolution.solved_for(evolution.natural(stored), evolution.clock(point * level.factor))
@@ -48,8 +46,8 @@ def lengths(level: Level, evolution: Evolution, c: Points, twin: Points) -> tupl
     def apart(x, y):
         return norm(jax.tree.map(jnp.subtract, x, y))
 
-    points = jnp.arange(level.num_intervals + 1, dtype=jnp.int32)
-    between = jax.vmap(lambda x, y, k: apart(params(x, k), params(y, k)))
-    at = lambda k: params(jax.tree.map(lambda x: x[k], c), jnp.int32(k))
+    points = jnp.minimum(level.layout.index(), level.num_intervals)
+    between = jax.vmap(lambda x, y, k: apart(params(x, k), params(y, k)))(c, twin, points)
     sizes = jax.vmap(lambda x, k: norm(params(x, k)))(c, points)
-    return between(c, twin, points), sizes, apart(at(level.num_intervals), at(0))
+    first, last = (params(level.layout.at(c, k), jnp.int32(k)) for k in (0, level.num_intervals))
+    return *level.layout.collected((between, sizes)), apart(last, first)

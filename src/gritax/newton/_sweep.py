@@ -41,7 +41,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
 
     found = acceptance(shape, aim, flight, new, delta, chain.first)
     model = Curvature(model.directions, jnp.where(found.kept < _TRUSTED, 0, model.values))
-    grown = growth(changes, turns, response.stays, found.accepted)
+    grown = growth(changes, turns, response, found.accepted)
     memory = follow_some(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, found.accepted)
     front = Front(
         flight.front.taken + found.accepted,
