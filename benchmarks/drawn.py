@@ -156,9 +156,10 @@ def row(index):
     error = lambda weights: float(f"{distance(in_float64(weights), serial) / distance(serial, first):.2e}") if finite else None
     bound = max(1e-6, 10 * error(twin)) if finite else None
     by_train = told(lambda: gritax.train(*problem, steps, goal="depth", throw=False, **arguments), error, bound)
-    by_solve = told(
-        lambda: gritax.solve(step, step.init(params), steps, throw=False, max_iterations=MAX_ITERATIONS), error, bound
-    )
+    coarse, method = METHODS[names["method"]]
+    step = gritax.TrainStep(loss, optimizer, batch, coarse, **arguments)
+    few = {"throw": False, "max_iterations": MAX_ITERATIONS}
+    by_solve = told(lambda: gritax.solve(step, step.init(params), steps, method, **few), error, bound)
     return names | {"serial_is_finite": finite, "rounding": error(twin), "train": by_train, "solve": by_solve}
 
 
