@@ -26,6 +26,7 @@ import time
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -57,6 +58,7 @@ OPTIMIZERS = {
 KEYS = ("threefry2x32", "rbg", "unsafe_rbg")
 EXAMPLES, TOKENS, FEATURES, KEPT = 128, 5, 4, 0.8
 MAX_ITERATIONS = 12
+CHAOS = 1e-2  # An error beyond it is to be told of even where one rounding makes as much.
 METHODS = {"its own": (None, None), "two levels": (gritax.FrozenGradient(8), gritax.Multigrid((8,)))}
 
 
@@ -111,7 +113,7 @@ def drawn(index):
         return jnp.mean((optax.huber_loss if criterion == "huber" else optax.squared_error)(z, batch[1]))
 
     key = jax.random.key(index, impl=kind)
-    arguments = {"trainable": is_trained} | ({"key": jax.random.fold_in(key, 1)} if dropout else {})
+    arguments: dict[str, Any] = {"trainable": is_trained} | ({"key": jax.random.fold_in(key, 1)} if dropout else {})
     loss = (lambda params, batch, key: of(network(params, batch, key), batch)) if dropout else gritax.CompositeLoss(network, of)
     batch = (lambda step: (x, y)) if batch_size == EXAMPLES else gritax.data.Epochs((x, y), batch_size, key)
     make, beta = OPTIMIZERS[name]
@@ -154,11 +156,11 @@ def row(index):
     in_float64 = lambda tree: jax.tree.map(lambda x: np.asarray(x, float), tree)
     serial, first = in_float64(serial), in_float64(params)
     error = lambda weights: float(f"{distance(in_float64(weights), serial) / distance(serial, first):.2e}") if finite else None
-    bound = max(1e-6, 10 * error(twin)) if finite else None
+    bound = min(max(1e-6, 10 * error(twin)), CHAOS) if finite else None
     by_train = told(lambda: gritax.train(*problem, steps, goal="depth", throw=False, **arguments), error, bound)
     coarse, method = METHODS[names["method"]]
     step = gritax.TrainStep(loss, optimizer, batch, coarse, **arguments)
-    few = {"throw": False, "max_iterations": MAX_ITERATIONS}
+    few: dict[str, Any] = {"throw": False, "max_iterations": MAX_ITERATIONS}
     by_solve = told(lambda: gritax.solve(step, step.init(params), steps, method, **few), error, bound)
     return names | {"serial_is_finite": finite, "rounding": error(twin), "train": by_train, "solve": by_solve}
 

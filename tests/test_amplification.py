@@ -36,6 +36,23 @@ def test_a_chaotic_evolution_is_not_said_to_have_converged(dtype, num_steps):
         gritax.solve(chaos, first, num_steps)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_change_that_is_soon_no_longer_small_bounds_nothing(dtype):
+    """The logistic map multiplies a change by about 4 an interval: from the first few points on it is as large as can be."""
+
+    def logistic(u, start, stride):
+        if stride == 1:
+            return 3.7 * u * (1 - u)
+        return jax.lax.fori_loop(0, stride, lambda _, u: 3.7 * (u - u * u), u)
+
+    first = jnp.array([0.2, 0.3, 0.45, 0.7], dtype)
+    solution = gritax.solve(logistic, first, 200, throw=False)
+    serial = gritax.solve_serial(logistic, first, 200)
+    assert float(jnp.linalg.norm(solution.state - serial) / jnp.linalg.norm(serial - first)) > 1e-2
+    assert not solution.converged
+    assert "amplifies a small change of its state" in solution.reason
+
+
 def test_amplification_that_leaves_some_digits_is_warned_of_with_the_figure():
     with pytest.warns(UserWarning, match=r"amplifies a small change of its state .*-fold, and so rounding to"):
         solution = gritax.solve(chaos, jnp.array([1, 1, 20], "float32"), 2000, throw=False)

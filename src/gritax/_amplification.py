@@ -28,6 +28,8 @@ from ._window import Window
 # large as a tenth of it: no longer small, so that it grows less than rounding does, and the figure is no bound.
 _ROUNDINGS = 2**10
 _TOO_LARGE = 1e-4
+# So it is measured as well: a change that fills the state within a few points seems to grow little from there.
+_SMALL = 0.1  # of the distance travelled
 # A change that oscillates is small for a moment: its length at a point is the largest at so many points on either side.
 _ENVELOPE = 4
 _LEAST = 100.0  # roundings
@@ -37,12 +39,17 @@ _LEAST = 100.0  # roundings
 class Amplification:
     """`growth` of a small change to the end of the run, and `rounding`, grown as much, in units of the distance travelled.
 
-    `eps` is the rounding of the parameters.
+    `eps` is the rounding of the parameters. `stayed_small` says that the change did; otherwise `growth` is no bound.
     """
 
     growth: float
     rounding: float
     eps: float
+    stayed_small: bool = True
+
+    @property
+    def is_bound(self) -> bool:
+        return self.stayed_small and self.rounding <= _TOO_LARGE
 
     @property
     def least_error(self) -> float:
@@ -56,19 +63,22 @@ def judged(verdict: Verdict, found: Amplification, error: Callable[[], float]) -
     Warns where rounding grows beyond what is asked for. Where the figure is no bound any more, `error` has to tell how far the
     final state is from that of serial steps, in units of the distance travelled.
     """
-    if not verdict.converged or found.rounding <= found.least_error:
+    reproducible = found.rounding <= found.least_error
+    if not verdict.converged or (reproducible and found.is_bound):
         return verdict
     sentence = (
         f"the evolution amplifies a small change of its state {found.growth:.2g}-fold, and so rounding to {found.rounding:.1g} "
         "of the distance travelled"
     )
     cure = f"Lower the learning rate{', use float64' * (found.eps > 1e-12)} or take fewer steps"
-    if found.rounding > _TOO_LARGE and (apart := error()) > found.least_error:
+    if not found.is_bound and (apart := error()) > found.least_error:
         return Verdict(
             False,
             f"not converged: {sentence} or more. The final state is {apart:.2g} of that distance from the one that steps taken "
             f"one after the other end in here, and on another machine these would end elsewhere too. {cure}",
         )
+    if reproducible:
+        return verdict
     warn(f"{sentence}: on another machine, serial steps would agree with the final state no better than that. {cure}.")
     return verdict
 
@@ -122,7 +132,8 @@ def amplification(window: Window) -> Amplification:
     least = max(float(around.min()), eps * float(size) / 4)
     growth = float(lengths[-1 - width :].max()) / least if least > 0 else 0.0
     moves = float(travelled) > _LEAST * eps * float(size)
-    return Amplification(growth, growth * eps * float(size) / float(travelled) if moves else 0.0, eps)
+    rounding = growth * eps * float(size) / float(travelled) if moves else 0.0
+    return Amplification(growth, rounding, eps, not moves or float(lengths.max()) <= _SMALL * float(travelled))
 
 
 @per_level("intervals", c="intervals", e="intervals", values="intervals")
