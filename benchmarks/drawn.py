@@ -1,12 +1,15 @@
-"""Training problems drawn at random: does `gritax.train` end with the serial weights, and what does it gain?
+"""Training problems drawn at random: do `gritax.train` and `gritax.solve` end with the serial weights, or say that they do not?
 
     python benchmarks/drawn.py [--first 0] [--count 200] [--json FILE]
 
-Problem i is a pure function of i. Learning rates lie between .01 and 1.2 of the stability limit, where the curvature that
-gritax measures at the initial state makes training steps unstable (kappa of 2; with momentum, 2 (1 + beta) / (1 - beta)).
-`goal="depth"`, tolerance None. An error is the distance of the final parameters from those of serial training over the
-distance that these travel; `rounding` is the same of a serial run whose first parameters are one unit of rounding larger.
-Programs are compiled without optimisation, since it would take most of the time; counts do not depend on it.
+Problem i is a pure function of i: a perceptron or one head of attention, with or without dropout, random keys of three kinds,
+optimizers with moments in bfloat16 among others, a frozen leaf in bfloat16 in some, 2^7 to 2^9.5 steps. Learning rates lie
+between 0.01 and 1.2 of the stability limit, where the curvature that gritax measures at the initial state makes training steps
+unstable (kappa of 2; with momentum, 2 (1 + beta) / (1 - beta)). Each problem is put to `gritax.train(goal="depth")` and to
+`gritax.solve` of at most 12 iterations, by the method of its own or two levels of 8 steps, with `throw=False`. An error is the
+distance of the final parameters from those of serial training over the distance that these travel; `rounding` is the same of a
+serial run whose first parameters are one unit of rounding larger. Programs are compiled without optimisation, which would take
+most of the time; counts do not depend on it.
 """
 
 import os
@@ -21,8 +24,11 @@ import json
 import statistics
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,39 +43,67 @@ jax.config.update("jax_enable_x64", True)
 
 ACTIVATIONS = {"tanh": jnp.tanh, "gelu": jax.nn.gelu, "softplus": jax.nn.softplus, "relu": jax.nn.relu, "linear": lambda x: x}
 CRITERIA = ("squares", "cross-entropy", "huber", "logistic")
+# By the rate and the dtype of first moments, where None is that of the parameters.
 OPTIMIZERS = {
-    "sgd": (lambda rate: optax.sgd(rate), 0.0),
-    "heavy ball": (lambda rate: optax.sgd(rate, momentum=0.9), 0.9),
-    "nesterov": (lambda rate: optax.sgd(rate, momentum=0.9, nesterov=True), 0.9),
-    "adam": (lambda rate: optax.adam(rate), 0.9),
-    "adamw, cosine": (lambda rate: optax.adamw(optax.cosine_decay_schedule(rate, 2000), weight_decay=1e-3), 0.9),
-    "rmsprop": (lambda rate: optax.rmsprop(rate, decay=0.99), 0.0),
+    "sgd": (lambda rate, _: optax.sgd(rate), 0.0),
+    "heavy ball": (lambda rate, dtype: optax.sgd(rate, momentum=0.9, accumulator_dtype=dtype), 0.9),
+    "nesterov": (lambda rate, dtype: optax.sgd(rate, momentum=0.9, nesterov=True, accumulator_dtype=dtype), 0.9),
+    "adam": (lambda rate, dtype: optax.adam(rate, mu_dtype=dtype), 0.9),
+    "adamw, cosine": (
+        lambda rate, dtype: optax.adamw(optax.cosine_decay_schedule(rate, 2000), mu_dtype=dtype, weight_decay=1e-3),
+        0.9,
+    ),
+    "rmsprop": (lambda rate, _: optax.rmsprop(rate, decay=0.99), 0.0),
 }
-EXAMPLES = 128
+KEYS = ("threefry2x32", "rbg", "unsafe_rbg")
+EXAMPLES, TOKENS, FEATURES, KEPT = 128, 5, 4, 0.8
+MAX_ITERATIONS = 12
+CHAOS = 1e-2  # An error beyond it is to be told of even where one rounding makes as much.
+METHODS = {"its own": (None, None), "two levels": (gritax.FrozenGradient(8), gritax.Multigrid((8,)))}
+
+
+def is_trained(leaf):
+    return eqx.is_inexact_array(leaf) and leaf.dtype != jnp.bfloat16
 
 
 def drawn(index):
-    """(names, problem as arguments of gritax.train, steps)."""
-    rng = np.random.default_rng([2026, index])
+    """(names, problem as arguments of gritax.train, further ones of it and of gritax.TrainStep, steps)."""
+    rng = np.random.default_rng([2027, index])
     pick = lambda values, **how: values[rng.choice(len(values), **how)]
-    activation = pick(list(ACTIVATIONS), p=[0.3, 0.25, 0.2, 0.1, 0.15])
+    model, activation = pick(("perceptron", "attention"), p=[0.7, 0.3]), pick(list(ACTIVATIONS), p=[0.3, 0.25, 0.2, 0.1, 0.15])
     criterion, name = pick(CRITERIA), pick(list(OPTIMIZERS))
     dtype, batch_size = pick(("float64", "float32")), pick((4, 16, EXAMPLES))
-    width, steps = int(rng.integers(4, 25)), int(2 ** rng.uniform(8, 11))
+    moments = pick((None, "bfloat16")) if name not in ("sgd", "rmsprop") else None
+    method = pick(list(METHODS), p=[0.3, 0.7])
+    kind, dropout, frozen = pick(KEYS), rng.random() < 0.2, rng.random() < 0.25
+    width, steps = int(rng.integers(4, 17)), int(2 ** rng.uniform(7, 9.5))
     share = float(np.exp(rng.uniform(np.log(0.01), np.log(1.2))))
     outputs = {"squares": 2, "cross-entropy": 3, "huber": 1, "logistic": 1}[criterion]
-    x = rng.normal(size=(EXAMPLES, 4)) * np.exp(rng.uniform(-1, 1, 4))
-    teacher = np.sin(x @ rng.normal(size=(4, outputs)))
+    shape = (EXAMPLES, FEATURES) if model == "perceptron" else (EXAMPLES, TOKENS, FEATURES)
+    x = rng.normal(size=shape) * np.exp(rng.uniform(-1, 1, FEATURES))
+    teacher = np.sin(x.reshape(EXAMPLES, -1) @ rng.normal(size=(x[0].size, outputs)))
     y = {"cross-entropy": np.argmax(teacher, 1), "logistic": (teacher > 0).astype(float)}.get(criterion, teacher)
     x, y = jnp.asarray(x, dtype), jnp.asarray(y, jnp.int32 if criterion == "cross-entropy" else dtype)
-    weights = [("w", (4, width), 4), ("v", (width, outputs), width)]
-    params = {n: jnp.asarray(rng.normal(size=s) / np.sqrt(fan), dtype) for n, s, fan in weights} | {
+    shapes = {"w": (FEATURES, width), "v": (width, outputs)}
+    if model == "attention":
+        shapes |= {"query": (FEATURES, width), "key": (FEATURES, width)}
+    params = {n: jnp.asarray(rng.normal(size=s) / np.sqrt(s[0]), dtype) for n, s in shapes.items()} | {
         "b": jnp.zeros(width, dtype)
     }
+    if frozen:
+        params["frozen"] = jnp.asarray(rng.normal(size=shapes["w"]) / 4, jnp.bfloat16)
     act = ACTIVATIONS[activation]
 
-    def network(params, batch):
-        return act(batch[0] @ params["w"] + params["b"]) @ params["v"]
+    def network(params, batch, key=None):
+        x = batch[0]
+        h = x @ (params["w"] + params["frozen"].astype(dtype) if frozen else params["w"])
+        if model == "attention":
+            scores = jnp.einsum("...ik,...jk->...ij", x @ params["query"], x @ params["key"]) / np.sqrt(width)
+            h = jnp.mean(jax.nn.softmax(scores, axis=-1) @ h, axis=-2)
+        h = act(h + params["b"])
+        if key is not None:
+            h = jnp.where(jax.random.bernoulli(key, KEPT, (width,)), h / KEPT, 0).astype(dtype)
+        return h @ params["v"]
 
     def of(z, batch):
         if criterion == "cross-entropy":
@@ -78,83 +112,113 @@ def drawn(index):
             return jnp.mean(optax.sigmoid_binary_cross_entropy(z, batch[1]))
         return jnp.mean((optax.huber_loss if criterion == "huber" else optax.squared_error)(z, batch[1]))
 
-    loss = gritax.CompositeLoss(network, of)
-    batch = (lambda step: (x, y)) if batch_size == EXAMPLES else gritax.data.Epochs((x, y), batch_size, jax.random.key(index))
+    key = jax.random.key(index, impl=kind)
+    arguments: dict[str, Any] = {"trainable": is_trained} | ({"key": jax.random.fold_in(key, 1)} if dropout else {})
+    loss = (lambda params, batch, key: of(network(params, batch, key), batch)) if dropout else gritax.CompositeLoss(network, of)
+    batch = (lambda step: (x, y)) if batch_size == EXAMPLES else gritax.data.Epochs((x, y), batch_size, key)
     make, beta = OPTIMIZERS[name]
-    step = gritax.TrainStep(loss, make(1e-4), batch)
+    # Differences of so small steps would drown in bfloat16.
+    step = gritax.TrainStep(loss, make(1e-4, None), batch, **arguments)
     states = jax.tree.map(lambda leaf: leaf[None], step.init(params))
     kappa = float(largest_kappas(step, states, np.zeros(1, np.int32), 16, 16)[0][0]) / 1e-4
     rate = share * 2 * (1 + beta) / (1 - beta) / max(kappa, 1e-6)
     names = {
         "problem": index,
+        "model": model,
         "activation": activation,
         "criterion": criterion,
         "optimizer": name,
+        "moments": moments,
         "dtype": dtype,
         "batch": batch_size,
+        "keys": kind if dropout or batch_size < EXAMPLES else None,
+        "dropout": bool(dropout),
+        "frozen_leaf": bool(frozen),
         "weights": sum(leaf.size for leaf in params.values()),
         "share_of_limit": round(share, 3),
         "rate": float(f"{rate:.3g}"),
+        "steps": steps,
+        "method": method,
     }
-    return names, (loss, make(rate), batch, params), steps
+    return names, (loss, make(rate, moments), batch, params), arguments, steps
 
 
 def row(index):
-    names, problem, steps = drawn(index)
+    names, problem, arguments, steps = drawn(index)
     loss, optimizer, batch, params = problem
-    step = gritax.TrainStep(loss, optimizer, batch)
-    try:
-        serial = gritax.solve_serial(step, step.init(params), steps).params
-    except ValueError as error:
-        return names | {"steps": steps, "refused": str(error)}
-    nudged = jax.tree.map(lambda leaf: leaf * (1 + jnp.finfo(leaf.dtype).eps), params)
-    twin = gritax.solve_serial(step, step.init(nudged), steps).params
-    began = time.perf_counter()
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        trained = gritax.train(*problem, steps, goal="depth", throw=False)
+    step = gritax.TrainStep(loss, optimizer, batch, **arguments)
+    serial, twin = (
+        gritax.solve_serial(step, step.init(first), steps).params
+        for first in (params, jax.tree.map(lambda x: x * (1 + jnp.finfo(x.dtype).eps) if is_trained(x) else x, params))
+    )
     finite = all(bool(np.all(np.isfinite(leaf))) for leaf in jax.tree.leaves(serial))
     # In float64: the norm of weights that are finite may not be.
-    serial, twin, params, weights = (
-        jax.tree.map(lambda x: np.asarray(x, float), t) for t in (serial, twin, params, trained.params)
-    )
-    travelled = distance(serial, params)
-    return names | {
-        "steps": steps,
-        "serial_is_finite": finite,
-        "converged": trained.converged,
-        "error": float(f"{distance(weights, serial) / travelled:.2e}") if finite else None,
-        "rounding": float(f"{distance(twin, serial) / travelled:.2e}") if finite else None,
-        "depth": trained.depth,
-        "depth_per_step": round(trained.depth / steps, 3),
-        "work_per_step": round(trained.work / steps, 1),
-        "windows": [(each.kind, each.num_steps, each.iterations, each.depth) for each in trained.windows],
-        "amplification": trained.amplification,
-        "warned": [str(each.message).split(":")[0] for each in told],
+    in_float64 = lambda tree: jax.tree.map(lambda x: np.asarray(x, float), tree)
+    serial, first = in_float64(serial), in_float64(params)
+    error = lambda weights: float(f"{distance(in_float64(weights), serial) / distance(serial, first):.2e}") if finite else None
+    bound = min(max(1e-6, 10 * error(twin)), CHAOS) if finite else None
+    by_train = told(lambda: gritax.train(*problem, steps, goal="depth", throw=False, **arguments), error, bound)
+    coarse, method = METHODS[names["method"]]
+    step = gritax.TrainStep(loss, optimizer, batch, coarse, **arguments)
+    few: dict[str, Any] = {"throw": False, "max_iterations": MAX_ITERATIONS}
+    by_solve = told(lambda: gritax.solve(step, step.init(params), steps, method, **few), error, bound)
+    return names | {"serial_is_finite": finite, "rounding": error(twin), "train": by_train, "solve": by_solve}
+
+
+def told(call, error, bound):
+    """A solution as entries of a row; `verdict` is "right", how it said otherwise, or "wrong in silence"."""
+    began = time.perf_counter()
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        try:
+            solution = call()
+        except Exception as raised:
+            kind = "refused" if isinstance(raised, ValueError) else "crashed"
+            return {"verdict": kind, "reason": f"{type(raised).__name__}: {raised}"}
+    warned = [str(each.message) for each in heard if each.category is UserWarning]
+    off = error(solution.params)
+    entries = {
+        "verdict": verdict(off, bound, solution.converged, warned),
+        "error": off,
+        "converged": solution.converged,
+        "depth": solution.depth,
+        "depth_per_step": round(solution.depth / solution.num_steps, 3),
+        "work_per_step": round(solution.work / solution.num_steps, 1),
+        "amplification": solution.amplification,
+        "warned": [message.split(":")[0] for message in warned],
         "seconds": round(time.perf_counter() - began, 1),
-        "reason": trained.reason,
+        "reason": solution.reason,
     }
+    if solution.windows:
+        return entries | {"windows": [(each.kind, each.num_steps, each.iterations, each.depth) for each in solution.windows]}
+    return entries | {"iterations": solution.iterations, "coarse_steps": solution.coarse_steps}
 
 
-def right(row):
-    """The serial weights to the tolerance, or the same divergence."""
-    if not row["serial_is_finite"]:
-        return not row["converged"] and row["reason"].startswith("diverged")
-    return row["error"] <= max(1e-6, 10 * row["rounding"])
+def verdict(off, bound, converged, warned):
+    """`off` and `bound` are None where serial training is not finite, which a solve is right to say."""
+    if off is not None and off <= bound:
+        return "right"
+    if not converged:
+        return "not converged"
+    return "warned" if warned else "wrong in silence"
 
 
 def summary(rows):
-    rows = [row for row in rows if "refused" not in row]
-    finite = [row for row in rows if row["serial_is_finite"]]
-    gains = [1 / row["depth_per_step"] for row in finite if row["depth_per_step"] < 1]
+    by = {name: Counter(row[name]["verdict"] for row in rows) for name in ("train", "solve")}
+    bad = ("wrong in silence", "crashed")
+    finite = [row["train"] for row in rows if row["serial_is_finite"] and row["train"]["verdict"] == "right"]
+    gains = [1 / each["depth_per_step"] for each in finite if each["depth_per_step"] < 1]
     return {
         "problems": len(rows),
-        "right": sum(map(right, rows)),
-        "wrong": [row["problem"] for row in rows if not right(row)],
-        "within 1e-6": sum(row["error"] <= 1e-6 for row in finite),
-        "serially not finite": len(rows) - len(finite),
-        "said not to have converged, though finite": [row["problem"] for row in finite if not row["converged"]],
-        "largest depth a step": max(row["depth_per_step"] for row in rows),
+        "serially not finite": sum(not row["serial_is_finite"] for row in rows),
+        **{f"by {name}": dict(counts) for name, counts in by.items()},
+        **{
+            f"{verdict} by {name}": [row["problem"] for row in rows if row[name]["verdict"] == verdict]
+            for name in by
+            for verdict in bad
+        },
+        "by train, within 1e-6": sum(each["error"] <= 1e-6 for each in finite),
+        "by train, largest depth a step": max(row["train"].get("depth_per_step", 0) for row in rows),
         "share that gains": round(len(gains) / len(rows), 3),
         "gain of those, median": round(statistics.median(gains), 2) if gains else None,
         "gain of those, largest": round(max(gains), 2) if gains else None,
@@ -170,6 +234,7 @@ def main():
     rows = {}
     for index in range(arguments.first, arguments.first + arguments.count):
         rows[index] = row(index)
+        jax.clear_caches()
         print(rows[index], flush=True)
         if arguments.json:
             known = json.loads(Path(arguments.json).read_text())["rows"] if Path(arguments.json).exists() else []

@@ -1,5 +1,6 @@
 """A solve evaluates many steps at once, so what gives other values then is refused, or taken one step after the other."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,9 @@ def test_the_examples_of_a_step_do_not_depend_on_the_table_or_on_other_steps(kin
     for num_steps, first in ((128, 0), (64, 16)):
         table = batch.tabulated(num_steps, first)
         assert [table.indices(jnp.int32(step)).tolist() for step in range(20, 24)] == one_by_one
+    # As within a solve, where a batch that calls Epochs has no table and its key is an argument of the program.
+    intervals = eqx.filter_jit(lambda batch, steps: jax.vmap(jax.vmap(batch.indices))(steps))
+    assert intervals(batch, jnp.arange(20, 24)[None]).tolist() == [one_by_one]
 
 
 def dropout(p, batch, key):

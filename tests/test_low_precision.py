@@ -26,6 +26,19 @@ def test_a_momentum_of_few_digits_ends_right_or_not_converged(narrow, method, mi
     assert error < 1e-5 if solution.converged else narrow in solution.reason, (error, solution)
 
 
+@pytest.mark.filterwarnings("ignore:the evolution amplifies", "ignore:Slow convergence")
+def test_a_stall_near_the_floor_of_the_parameters_is_none_while_they_still_move(mixed_dtypes):
+    nesterov = optax.sgd(0.003, momentum=0.9, nesterov=True, accumulator_dtype="bfloat16")
+    x = jax.random.normal(jax.random.key(1), (128, 4), "float32")
+    first = {"w": jax.random.normal(jax.random.key(2), (4, 16), "float32") / 2}
+    first["v"] = jax.random.normal(jax.random.key(4), (16, 1), "float32") / 4
+    batch = gritax.data.Epochs((x, jnp.sin(x).sum(1, keepdims=True)), 16, jax.random.key(3))
+    perceptron = lambda p, batch: jnp.mean((jnp.tanh(batch[0] @ p["w"]) @ p["v"] - batch[1]) ** 2)
+    step = gritax.TrainStep(perceptron, nesterov, batch, gritax.FrozenGradient(8))
+    solution, error = solved_and_error(step, first, 400, gritax.Multigrid((8,)))
+    assert error < 1e-5 or not solution.converged, (error, solution)
+
+
 @pytest.mark.filterwarnings("ignore:Slow convergence")
 def test_a_frozen_leaf_of_few_digits_changes_nothing():
     rectified = lambda p, batch: jnp.mean((jax.nn.relu(batch[0] @ p["w"]) @ p["v"] - batch[1]) ** 2)

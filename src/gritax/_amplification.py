@@ -26,18 +26,20 @@ from ._window import Window
 # A change that oscillates is small for a moment: its length at a point is the largest at so many points on either side.
 _ENVELOPE = 4
 _LEAST = 100.0  # roundings
+_SMALL = 0.1  # of the distance travelled: a change beyond it seems to grow little
 
 
 @dataclass(frozen=True)
 class Amplification:
     """`growth` of a small change to the end of the run, and `rounding`, grown as much, in units of the distance travelled.
 
-    `eps` is the rounding of the parameters.
+    `eps` is the rounding of the parameters. `stayed_small` says that the change did; otherwise `growth` is no bound.
     """
 
     growth: float
     rounding: float
     eps: float
+    stayed_small: bool = True
 
     @property
     def least_error(self) -> float:
@@ -49,9 +51,9 @@ def judged(verdict: Verdict, found: Amplification, serially: Callable[[], "Seria
     """(the verdict of a solve, unless amplified rounding has spoilt what it says has converged; the amplification).
 
     Coarse corrections may grow where the evolution does not, and a change that has become large no longer grows. So where
-    rounding seems to grow beyond what is asked for, `serially` has to tell. Warns if it does.
+    rounding seems to grow beyond what is asked for, or the figure is no bound, `serially` has to tell. Warns if it does.
     """
-    if not verdict.converged or found.rounding <= found.least_error:
+    if not verdict.converged or (found.stayed_small and found.rounding <= found.least_error):
         return verdict, found
     truth = serially()
     found = truth.amplification
@@ -143,4 +145,5 @@ def amplification(window: Window) -> Amplification:
     around = np.maximum(around, np.maximum(eps * sizes / 4, np.finfo(float).tiny))
     grown = float(along[-1 - width :].max()) / around
     moves = float(travelled) > _LEAST * eps * float(sizes[-1])
-    return Amplification(float(grown.max()), float((grown * sizes).max()) * eps / float(travelled) if moves else 0.0, eps)
+    rounding = float((grown * sizes).max()) * eps / float(travelled) if moves else 0.0
+    return Amplification(float(grown.max()), rounding, eps, not moves or float(along.max()) <= _SMALL * float(travelled))

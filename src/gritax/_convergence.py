@@ -136,7 +136,8 @@ class Monitor:
                 f"exact by finite termination after {iteration} iterations: every step has been taken from serial states, "
                 f"and rounding leaves a {name} of {residual:.3g} (tolerance {tolerance:.3g})",
             )
-        if self._stagnates():
+        # Residuals that jump, as where moments have few digits, stall near the floor as well; parameters still move then.
+        if self._stagnates() and (self.tolerance is not None or norms.moved <= max(tolerance, _ROUGH_FLOOR_MARGIN * floor)):
             at_floor = f"{name} {residual:.3g} after {iteration} iterations is the rounding floor of {self.dtype}"
             if self.tolerance is None:
                 return Verdict(True, f"converged as far as the precision goes: {at_floor} (aim {tolerance:.3g})")

@@ -139,15 +139,16 @@ class Epochs(eqx.Module):
         return begun <= first and position + (first + num_steps - begun) * self.batch_size <= len(self._order)
 
     def _permutation(self, epoch):
-        examples = jnp.arange(self.num_examples, dtype=jnp.int32)
+        number = self.num_examples
         if (key := self.key) is None:
-            return examples
+            return jnp.arange(number, dtype=jnp.int32)
 
-        def order(epoch):
-            return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+        def order(key, epoch):
+            return jax.random.permutation(jax.random.fold_in(key, epoch), jnp.arange(number, dtype=jnp.int32))
 
-        # Keys of other kinds draw other numbers for many epochs at once than for one.
-        return order(epoch) if _is_threefry(key) else jax.custom_batching.sequential_vmap(order)(epoch)
+        # Keys of other kinds draw other numbers for many epochs at once than for one. The key is an argument of what is
+        # batched, which may not close over traced values.
+        return (order if _is_threefry(key) else jax.custom_batching.sequential_vmap(order))(key, epoch)
 
 
 def _is_threefry(key: Array) -> bool:
