@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +145,54 @@ def test_training_that_amplifies_is_not_said_to_have_converged():
     assert solution.amplification > 100
 
 
+@pytest.mark.slow(2)
+@pytest.mark.parametrize(("curvature", "num_steps"), [(21.0, 170), (-1.0, 105)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_amplification_in_one_direction_of_four_is_not_overlooked(curvature, num_steps, dtype):
+    """The corrections hardly see that direction among the stiff ones of noisy minibatches."""
+    turned = jnp.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype) / 2
+    noise = jax.random.normal(jax.random.key(1), (1000, 3), dtype)
+
+    def loss(w, i):
+        z = turned @ w
+        stiff = jnp.sum(jnp.array([3.0, 2.0, 1.0], dtype) * (z[:3] - 1 - 0.5 * noise[i]) ** 2)
+        return 0.5 * stiff + 0.5 * curvature * z[3] ** 2
+
+    step = gritax.TrainStep(loss, optax.sgd(0.1), lambda i: i)
+    state = step.init(jnp.zeros(4, dtype))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        solution = gritax.solve(step, state, num_steps, gritax.Newton(), throw=False)
+    error = relative_error(step, state, num_steps, solution)
+    assert error < 2e-5 or told or not solution.converged
+    assert solution.amplification > 1e3
+
+
+def test_without_verification_it_says_that_it_is_an_estimate():
+    solution, error = solved(optax.sgd(0.05), 100, gritax.Newton(verify=False))
+    assert error < 2e-6
+    assert "not compared with serial steps" in solution.reason
+
+
+def test_a_tolerance_below_rounding_is_not_said_to_be_met():
+    x = jax.random.normal(jax.random.key(0), (64, 4), "float32")
+    y = x @ jnp.array([1.0, -2, 3, 0.5], "float32")
+    step = gritax.TrainStep(lambda w, i: jnp.mean((x @ w - y) ** 2), optax.sgd(1e-2), lambda i: i)
+    state = step.init(jnp.full(4, 100.0, "float32"))
+    solution = gritax.solve(step, state, 200, gritax.Newton(), tolerance=1e-9, throw=False)
+    apart = distance(solution.params, gritax.solve_serial(step, state, 200).params)
+    assert solution.converged == (apart <= 1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:the evolution amplifies")
+def test_an_optimizer_without_any_state():
+    step = gritax.TrainStep(lambda w, i: 0.5 * jnp.sum((w - i.astype(w.dtype)) ** 2), optax.sign_sgd(1 / 64), lambda i: i)
+    state = step.init(jnp.zeros(2))
+    np.testing.assert_allclose(
+        gritax.solve(step, state, 20, gritax.Newton()).params, gritax.solve_serial(step, state, 20).params
+    )
+
+
 def test_training_that_is_not_finite_names_the_step():
     step = gritax.TrainStep(lambda w, x: jnp.sum((w - x) ** 4), optax.sgd(0.5), lambda step: jnp.ones(2))
     with pytest.raises(gritax.ConvergenceError, match=r"not finite at step \d+"):
@@ -181,6 +230,9 @@ def test_bad_input_is_named():
         gritax.solve(step, state, 60, gritax.Newton(window=10**9))
     with pytest.raises(ValueError, match="no derivatives yet"):
         jax.grad(lambda w: jnp.sum(gritax.solve(step, state._replace(params=w), 60, gritax.Newton()).params["w"]))(params())
+    for leaf in (jnp.ones(2, jnp.bfloat16), jnp.ones(2, "complex64"), (jnp.ones(1, "float32"), jnp.ones(1))):
+        with pytest.raises(ValueError, match="leaves of one dtype"):
+            gritax.solve(lambda u, start, stride: jax.tree.map(lambda x: x * 0.5, u), leaf, 60, gritax.Newton())
     with_stats = gritax.TrainStep(lambda p, s, b: (loss(p, b), s), optax.sgd(0.05), lambda step: data(), has_aux=True)
     with pytest.raises(ValueError, match="running statistics"):
         gritax.solve(with_stats, with_stats.init(params(), jnp.ones(2)), 60, gritax.Newton())

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ._continuity import rounds
 from ._convergence import DEFAULT_TOLERANCE, Verdict, least_precise
 from ._correction import keep_exact
 from ._cycle import Cycle
@@ -25,7 +26,7 @@ from ._window import Window
 
 # A change that oscillates is small for a moment: its length at a point is the largest at so many points on either side.
 _ENVELOPE = 4
-_LEAST = 100.0  # roundings
+ROUNDINGS_TOLD = 100.0  # what may be asked for in lower precision
 _SMALL = 0.1  # of the distance travelled: a change beyond it seems to grow little
 
 
@@ -44,7 +45,7 @@ class Amplification:
     @property
     def least_error(self) -> float:
         """What may be asked for in this precision."""
-        return max(DEFAULT_TOLERANCE, _LEAST * self.eps)
+        return max(DEFAULT_TOLERANCE, ROUNDINGS_TOLD * self.eps)
 
 
 def judged(verdict: Verdict, found: Amplification, serially: Callable[[], "Serial"]) -> tuple[Verdict, Amplification]:
@@ -87,11 +88,14 @@ def judged_window(window: Window) -> tuple[Verdict, Amplification | None]:
         return window.verdict, None
     evolution, finest = window.evolution, window.hierarchy[0]
 
+    first = evolution.natural(local(states_at(finest, window.c, np.int32(0)), window.mesh))
+
     def serially():
-        first = evolution.natural(local(states_at(finest, window.c, np.int32(0)), window.mesh))
         return serial_twins(evolution, first, evolution.clock(jnp.int32(0)), finest.size, window.final)
 
-    return judged(window.verdict, amplification(window), serially)
+    found = amplification(window)
+    # A change far above rounding does not show how often rounding turns the last of few digits.
+    return judged(window.verdict, replace(found, stayed_small=False) if rounds(first, window.final) else found, serially)
 
 
 def serial_twins(
@@ -107,7 +111,7 @@ def serial_twins(
     grown, change, travelled = apart(params(twin, after), end), apart(params(changed, clock), begin), apart(end, begin)
     eps = float(jnp.finfo(least_precise(begin)).eps)
     growth, size = grown / change if change > 0 else 0.0, float(norm(begin)) or float(norm(end))
-    share = lambda x: x / travelled if math.isfinite(x) and travelled > 0 else math.inf
+    share = lambda x: x / travelled if math.isfinite(x) and travelled > 0 else math.inf if x else 0.0
     return Serial(share(apart(params(last, after), end)), Amplification(growth, share(growth * eps * size), eps))
 
 
@@ -144,6 +148,6 @@ def amplification(window: Window) -> Amplification:
     # A change that has shrunk to nothing begins again with the next rounding.
     around = np.maximum(around, np.maximum(eps * sizes / 4, np.finfo(float).tiny))
     grown = float(along[-1 - width :].max()) / around
-    moves = float(travelled) > _LEAST * eps * float(sizes[-1])
+    moves = float(travelled) > ROUNDINGS_TOLD * eps * float(sizes[-1])
     rounding = float((grown * sizes).max()) * eps / float(travelled) if moves else 0.0
     return Amplification(float(grown.max()), rounding, eps, not moves or float(along.max()) <= _SMALL * float(travelled))

@@ -72,8 +72,8 @@ def solve(
       compute them from the step and from clocks alone. Other leaves are constants.
     - `num_steps`: N, at least 1.
     - `method`: a `Multigrid`, or the `Plan` of `plan.step` for its own; `None` for what phi proposes, else `Multigrid()`. Or a
-      `Newton`, for which `max_iterations`, `initial_guess`, `save_every`, `checkpoint`, `mesh` and `profile` do not count; its
-      tolerance is on the error of the final state.
+      `Newton`, which does not take `initial_guess`, `save_every`, `checkpoint`, `mesh` and `profile` yet, has no use for
+      `max_iterations`, and wants a tolerance above 0: on the error of the final state.
     - `tolerance`: on `Solution.residuals`, absolute. `None` stops when `Solution.relative_residuals` reaches 1e-6 and the
       final parameters have settled to 1e-6 of the distance travelled, or at the rounding floor of the dtype. 0 runs exactly
       `max_iterations` and never raises.
@@ -119,7 +119,9 @@ def solve(
         require_bool(name, value)
     method = getattr(method, "method", method)
     if method is not None and not isinstance(method, Multigrid | Newton):
-        raise ValueError(f"method must be a gritax.Multigrid, such as gritax.Multigrid(coarsening=4), not {method!r}.")
+        raise ValueError(
+            f"method must be a gritax.Multigrid, such as gritax.Multigrid(coarsening=4), or a gritax.Newton, not {method!r}."
+        )
     if progress is not None and not isinstance(progress, Progress):
         raise ValueError(f"progress must be a gritax.Progress, such as gritax.progress.Lines(), not {progress!r}.")
     mesh, asked_for = as_mesh(mesh), kept_in(checkpoint, resume)

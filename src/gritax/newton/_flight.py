@@ -62,10 +62,10 @@ class Aim(NamedTuple):
 
 
 class Front(NamedTuple):
-    """The last final state and how it was reached: `x`, the optimizer's `memory` there, and the steps `taken` so far.
+    """What is known of the last final state: the steps `taken` to it, and the optimizer's `memory` there.
 
-    `error` estimates the distance of x from serial training's, `growth` the largest growth of a small change up to here,
-    `travelled` is the largest distance from the first state. `first` is row 0 of the window before.
+    `error` estimates its distance from that of serial training, `growth` is how small changes have grown on the way, and
+    `travelled` is the largest distance from the first state so far.
     """
 
     taken: Array
@@ -91,15 +91,13 @@ class Rows(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """Sweeps so far; live rows that they evaluated, and all rows; what the last of them were like, [sweeps, 3].
+    """Sweeps so far, and what the last of them were like, [sweeps, 3].
 
     That is the front before it, the live rows, and the norm of their residuals, at the number of the sweep modulo so many.
     `losses` are those of all steps taken.
     """
 
     sweeps: Array
-    work: Array
-    rows: Array
     history: Array
     losses: Array
 
@@ -134,8 +132,6 @@ def begun(chain: Chain, shape: Shape, window: int) -> Flight:
         jnp.asarray(window, x.dtype),
         Tally(
             jnp.int32(0),
-            jnp.zeros(()),
-            jnp.zeros(()),
             jnp.zeros((shape.sweeps, 3), x.dtype),
             jnp.zeros(shape.num_steps + places, x.dtype),
         ),

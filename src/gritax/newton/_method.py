@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from numbers import Real
 
-from .._arguments import require_whole
+from .._arguments import require_bool, require_whole
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,13 @@ class Newton:
     - `rank`: directions of the curvature model; 0 for none (windowed Picard). It takes memory for as many states.
     - `sweeps`: how many sweeps a step is to be in flight for: about the evaluations in all for each step. More of them make the
       window longer, and the evaluations in sequence fewer; from 3.5 to 6 is useful.
-    - `window`: at most so many steps in flight, at least 16; `None` for as many as fit into 2 GiB. Each takes memory for six
+    - `window`: at most so many steps in flight, at least 16; `None` for as many as fit into 2 GiB. Each takes memory for eight
       states or so.
+    - `verify`: whether the final state is compared with that of serial steps, and amplification measured by a twin of them.
+      These steps are not in `depth` and `work`, but they take their time. Without it the solution is as good as its own
+      estimate, which misses amplification in directions that corrections do not show, and it says so.
 
-    Raises `ValueError` for a rank below 0, sweeps outside 1 to 64, and a window below 16.
+    Raises `ValueError` for a rank below 0, sweeps outside 1 to 64, a window below 16, and a `verify` that is no bool.
 
     Schroder 2017 (arXiv 1708.02276) poses the chain of steps as one system of equations; the multi-secant update is Schnabel's
     (1983, Quasi-Newton methods using multiple secant equations).
@@ -42,6 +45,7 @@ class Newton:
     rank: int = 32
     sweeps: float = 5.0
     window: int | None = None
+    verify: bool = True
 
     def __post_init__(self):
         require_whole("rank", self.rank, 0)
@@ -50,3 +54,4 @@ class Newton:
             raise ValueError(f"sweeps must be a number from 1 to 64, about the evaluations of each step, not {sweeps!r}.")
         if self.window is not None:
             require_whole("window", self.window, 16)
+        require_bool("verify", self.verify)

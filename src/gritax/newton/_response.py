@@ -49,6 +49,7 @@ def modelled(optimizer: Any, params: PyTree) -> tuple[Any, LinearOptimizer, PyTr
     if kind is None:
         second = nonnegative(optimizer, params)
         reduced = first_moment(optimizer, second)
+        second = second if any(jax.tree.leaves(second)) else None
         if (kind := linear(reduced, params)) is None:
             return None
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)

@@ -4,20 +4,23 @@ import math
 from collections import Counter
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._amplification import judged, serial_twins
+from .._amplification import ROUNDINGS_TOLD, Serial, serial_twins
 from .._attempt import Progress
-from .._evolution import Phi, optional
+from .._convergence import DEFAULT_TOLERANCE, Verdict
+from .._evolution import Evolution, Phi, optional
 from .._hierarchy import Hierarchy, Level
 from .._obstacles import require_no_obstacle
-from .._solution import Solution
+from .._solution import Solution, counted
 from .._validation import is_concrete, validated
+from .._warning import warn
 from ..training import TrainState
-from ._chain import tabulated
+from ._chain import chain_of, tabulated
 from ._method import Newton
-from ._solve import require_room, run
+from ._solve import Run, require_room, run
 
 
 def solution_by(
@@ -30,13 +33,14 @@ def solution_by(
         raise ValueError("tolerance must be above 0 with gritax.Newton: steps are in flight until their error is small.")
     evolution, floating, clock = validated(phi, state, num_steps)
     require_no_obstacle(evolution, floating, clock, num_steps)
-    _require_whole_state(evolution.merge(floating, clock))
+    _require_corrected(evolution, floating, clock)
     require_room(method, floating)
     evolution = tabulated(evolution, floating, clock, num_steps)
     found = run(method, evolution, floating, clock, num_steps, tolerance, progress)
-    last = evolution.split(found.state)[0]
-    serially = lambda: serial_twins(evolution, floating, clock, num_steps, last)
-    verdict, grown = judged(found.verdict, found.amplification, serially)
+    serial = None
+    if method.verify and found.finite:
+        serial = serial_twins(evolution, floating, clock, num_steps, evolution.split(found.state)[0])
+    verdict = _verdict(found, tolerance, serial, float(jnp.finfo(_dtype(evolution, floating, clock)).eps))
     params, sweeps = optional(phi, "params"), len(found.history)
     residuals = np.append(found.history[:, 2], found.error)
     travelled = found.moved or math.inf
@@ -51,18 +55,63 @@ def solution_by(
         relaxed_residuals=np.full(sweeps, math.nan),
         relative_residuals=residuals / travelled,
         hierarchy=Hierarchy((Level(0, num_steps, 1, num_steps),)),
-        work=found.work,
+        work=int(found.history[:, 1].sum()),
         exact_steps=1,
         coarse_steps=str(method),
-        amplification=grown.growth,
+        amplification=serial.amplification.growth if serial else found.growth,
         _depth_by_lanes=Counter(found.history[:, 1].astype(int).tolist()),
         _losses=None if (losses := found.losses) is None else lambda: losses,
     )
 
 
-def _require_whole_state(state: PyTree) -> None:
+def _verdict(found: Run, tolerance: float | None, serial: Serial | None, eps: float) -> Verdict:
+    """Whether the final state is good enough: by serial steps if they were taken, else by the estimate."""
+    sweeps = counted(len(found.history), "sweep")
+    if not found.finite:
+        return Verdict(
+            False,
+            f"diverged: training one step after the other is not finite at step {found.taken:,}. Lower the learning rate, or "
+            "look at the loss and the data of that step",
+        )
+    travelled = found.moved or math.inf
+    allowed = max(DEFAULT_TOLERANCE, ROUNDINGS_TOLD * eps) if tolerance is None else tolerance / travelled
+    if serial is None:
+        error = (found.error + eps * found.size) / travelled
+        how = f"estimated error {error:.2g} of the distance travelled, not compared with serial steps"
+    else:
+        error, how = serial.apart, f"{serial.apart:.2g} of the distance travelled from the final state of serial steps"
+        amplified = serial.amplification
+        if error <= allowed and tolerance is None and amplified.rounding > allowed:
+            warn(
+                f"the evolution amplifies a small change of its state {amplified.growth:.2g}-fold, and so rounding to "
+                f"{amplified.rounding:.1g} of the distance travelled: on another machine, serial steps would agree no better. "
+                "Lower the learning rate or take fewer steps."
+            )
+    if error <= allowed:
+        return Verdict(True, f"converged in {sweeps}: {how}")
+    grown = serial.amplification.growth if serial else found.growth
+    return Verdict(
+        False,
+        f"not converged in {sweeps}: {how}, tolerance {allowed:.2g}. Training amplifies a small change {grown:.2g}-fold. Take "
+        "fewer steps or a lower rate, a smooth activation for ReLU, or train one step after the other",
+    )
+
+
+def _dtype(evolution: Evolution, floating: PyTree, clock: PyTree):
+    return chain_of(evolution, floating, clock).first.dtype
+
+
+def _require_corrected(evolution: Evolution, floating: PyTree, clock: PyTree) -> None:
+    """Raises `ValueError` for a state that a correction of one flat vector would change in its precision, or forget."""
+    state = evolution.merge(floating, clock)
     if isinstance(state, TrainState) and jax.tree.leaves(state.stats):
         raise ValueError(
             "method: gritax.Newton takes no running statistics yet (has_aux=True with stats): use gritax.Multigrid, or a loss "
             "without them."
+        )
+    dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(evolution.trained(floating))})
+    if len(dtypes) > 1 or dtypes[0] not in ("float32", "float64"):
+        raise ValueError(
+            f"method: gritax.Newton corrects leaves of one dtype, float32 or float64, and these are {', '.join(dtypes)}. Use "
+            "gritax.Multigrid, or one dtype."
         )

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._amplification import Amplification
 from .._attempt import Progress
-from .._convergence import DEFAULT_TOLERANCE, Verdict
+from .._convergence import DEFAULT_TOLERANCE
 from .._evolution import Evolution
 from .._kernel import kernel, make_room
 from ..training import TrainStep
@@ -30,22 +29,19 @@ _ROUNDINGS = 32.0  # of the parameters: no less can be asked for
 
 @dataclass(frozen=True)
 class Run:
-    """What is known once all steps are taken, or training was not finite.
+    """What is known once all steps are taken, or one of them, number `taken`, was not `finite`.
 
-    `error` estimates the distance from serial training's final state, `travelled` is the largest from the first one and `moved`
-    that of the last. `work` counts evaluations of steps in flight, `rows` also those that fill a block. `history` has a row for
-    each sweep: the front before it, the steps in flight, the norm of their residuals.
+    `error` estimates the distance of the state from serial training's, `moved` is that from the first state, `size` its norm.
+    `history` has a row for each sweep: the front before it, the steps in flight, the norm of their residuals.
     """
 
     state: PyTree
     taken: int
-    verdict: Verdict
-    amplification: Amplification
+    finite: bool
     error: float
-    travelled: float
+    growth: float
     moved: float
-    work: int
-    rows: int
+    size: float
     history: np.ndarray
     losses: np.ndarray | None
 
@@ -76,7 +72,7 @@ def run(
 ) -> Run:
     """Sweeps until all steps are final. `tolerance` is absolute, on the error of the final state."""
     make_room((jax.tree.structure(evolution), num_steps))
-    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(floating))
+    eps = float(jnp.finfo(chain_of(evolution, floating, clock).first.dtype).eps)
     aim = Aim(float(method.sweeps), max(DEFAULT_TOLERANCE, _ROUNDINGS * eps) if tolerance is None else 0.0, tolerance or 0.0)
     most = min(method.window or most_in_flight(floating), max(num_steps, 16))
     shape = Shape.of(_FIRST_CAPACITY, most, method.rank, num_steps, _CALL)
@@ -90,7 +86,7 @@ def run(
         before = sweeps
         progress.front(taken, num_steps, live, sweeps, time.perf_counter() - began)
         if taken >= num_steps or not finite:
-            return _ended(evolution, floating, clock, flight, np.concatenate(history), aim, bool(finite))
+            return _ended(evolution, floating, clock, flight, np.concatenate(history), bool(finite))
         if live >= shape.capacity < shape.most:
             shape = Shape.of(_LARGER * shape.capacity, most, method.rank, num_steps, _CALL)
             flight = enlarged(flight, shape.capacity)
@@ -116,38 +112,17 @@ def _sweeps(evolution, floating, clock, aim, flight: Flight, shape: Shape) -> tu
     return flight, jnp.stack([front.taken, rows.live, tally.sweeps, flight.finite.astype(jnp.int32)])
 
 
-def _ended(evolution, floating, clock, flight: Flight, history: np.ndarray, aim: Aim, finite: bool) -> Run:
+def _ended(evolution, floating, clock, flight: Flight, history: np.ndarray, finite: bool) -> Run:
     front, chain = flight.front, chain_of(evolution, floating, clock)
-    x, first, dtype = flight.rows.x[0], chain.first, chain.first.dtype
-    taken, num_steps, sweeps = int(front.taken), len(flight.tally.losses) - len(flight.rows.x), len(history)
-    error, travelled, growth = float(front.error), float(front.travelled), float(front.growth)
-    allowed = aim.relative * travelled + aim.absolute
-    share = error / travelled if travelled > 0 else 0.0
-    if not finite:
-        verdict = Verdict(
-            False,
-            f"diverged: training one step after the other is not finite at step {taken:,}. Lower the learning rate, or look at "
-            "the loss and the data of that step",
-        )
-    elif error <= allowed:
-        verdict = Verdict(True, f"converged in {sweeps:,} sweeps: estimated error {share:.2g} of the distance travelled")
-    else:
-        verdict = Verdict(
-            False,
-            f"not converged: training amplifies what was left of early steps {growth:.2g}-fold, to about {share:.2g} of the "
-            "distance travelled. Lower the learning rate, take fewer steps, or train one step after the other",
-        )
-    eps, size = float(jnp.finfo(dtype).eps), float(jnp.linalg.norm(x))
+    x, num_steps = flight.rows.x[0], len(flight.tally.losses) - len(flight.rows.x)
     return Run(
         state=chain.state(x, front.memory),
-        taken=taken,
-        verdict=verdict,
-        amplification=Amplification(growth, growth * eps * size / travelled if travelled > 0 else 0.0, eps),
-        error=error,
-        travelled=travelled,
-        moved=float(jnp.linalg.norm(x - first)),
-        work=int(history[:, 1].sum()),
-        rows=int(flight.tally.rows),
+        taken=int(front.taken),
+        finite=finite,
+        error=float(front.error),
+        growth=float(front.growth),
+        moved=float(jnp.linalg.norm(x - chain.first)),
+        size=float(jnp.linalg.norm(x)),
         history=history,
         losses=np.asarray(flight.tally.losses[:num_steps]) if isinstance(evolution.phi, TrainStep) else None,
     )

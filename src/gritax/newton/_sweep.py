@@ -32,15 +32,15 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     after = follow_some(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, jnp.int32(1))
     response = response_of(chain, rows.x[0], flight.front.memory, after, memories, gradients[0], shape.capacity)
     model = flight.model.rescaled(flight.units / response.units) if drifts(chain) else flight.model
-    told = live & (rows.age > 0) & usable(rows.x - rows.before, rows.x[0])
+    told = live & (rows.age > 0) & usable(rows.x - rows.before, rows.x[0]) & jnp.all(jnp.isfinite(gradients), axis=1)
     changes = jnp.where(told[:, None], rows.x - rows.before, 0) / response.units[None]
     turns = jnp.where(told[:, None], gradients - rows.gradients, 0) * response.units[None]
     model = secant_update(model, changes, turns, told, shape.groups, shape.new)
     delta = correction(residuals, model, response)
-    new = towards + delta
+    new = (towards + delta).at[0].set(following[0])  # exact, whatever was in flight there
 
     found = acceptance(shape, aim, flight, new, delta, chain.first)
-    model = Curvature(model.directions, jnp.where(found.kept < _TRUSTED, 0, model.values))
+    model = Curvature(*(jnp.where(found.kept < _TRUSTED, 0, x) for x in model))
     grown = growth(changes, turns, response, found.accepted)
     memory = follow_some(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, found.accepted)
     front = Front(
@@ -56,8 +56,6 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     entering = continued(new[found.kept - 1], index, mean(gradients), mean(rows.x), model, response)
     tally = flight.tally._replace(
         sweeps=flight.tally.sweeps + 1,
-        work=flight.tally.work + rows.live.astype(flight.tally.work.dtype),
-        rows=flight.tally.rows + (_blocks(rows.live) * BLOCK).astype(flight.tally.rows.dtype),
         history=flight.tally.history.at[flight.tally.sweeps % shape.sweeps].set(
             jnp.stack([x.astype(new.dtype) for x in (flight.front.taken, rows.live, jnp.linalg.norm(residuals))])
         ),
@@ -107,7 +105,7 @@ def _moved_on(
     left = shape.num_steps - flight.front.taken - found.accepted
     live = jnp.minimum(jnp.minimum(jnp.maximum(there, window.astype(jnp.int32)), left), shape.room)
     later = lambda x, by: jnp.take(x, jnp.minimum(index + by, shape.capacity - 1), axis=0)
-    x = jnp.where((index < there)[:, None], later(new, found.accepted - 1), later_entries(entering, index - there + 1))
+    x = jnp.where((index < there)[:, None], later(new, found.accepted - 1), _entries(entering, index - there + 1))
     x = jnp.where((index < live)[:, None], x, x[jnp.maximum(live - 1, 0)][None])
     was = index < there - 1
     return Rows(
@@ -120,7 +118,7 @@ def _moved_on(
     )
 
 
-def later_entries(entering: Array, steps: Array) -> Array:
+def _entries(entering: Array, steps: Array) -> Array:
     """What enters so many steps after the last state in flight."""
     return jnp.take(entering, jnp.clip(steps, 0, len(entering) - 1), axis=0)
 
