@@ -36,8 +36,7 @@ def test_a_chaotic_evolution_is_not_said_to_have_converged(dtype, num_steps):
         gritax.solve(chaos, first, num_steps)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_change_that_is_soon_no_longer_small_bounds_nothing(dtype):
+def test_a_change_that_is_soon_no_longer_small_bounds_nothing():
     """The logistic map multiplies a change by about 4 an interval: from the first few points on it is as large as can be."""
 
     def logistic(u, start, stride):
@@ -45,7 +44,7 @@ def test_a_change_that_is_soon_no_longer_small_bounds_nothing(dtype):
             return 3.7 * u * (1 - u)
         return jax.lax.fori_loop(0, stride, lambda _, u: 3.7 * (u - u * u), u)
 
-    first = jnp.array([0.2, 0.3, 0.45, 0.7], dtype)
+    first = jnp.array([0.2, 0.3, 0.45, 0.7])
     solution = gritax.solve(logistic, first, 200, throw=False)
     serial = gritax.solve_serial(logistic, first, 200)
     assert float(jnp.linalg.norm(solution.state - serial) / jnp.linalg.norm(serial - first)) > 1e-2
