@@ -73,6 +73,7 @@ def test_weights_on_any_number_of_processes(launch, tmp_path):
         np.testing.assert_allclose(trained, found[0][3], rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_processes_must_see_the_same_checkpoints(launch, tmp_path):
     directory = f"{str(tmp_path)!r} + ('/first' if first else '/other')"
     launcher = launch(f"{_TRAIN}\nif first:\n    train(500, resume={directory})\ntrain(500, resume={directory}, mesh=mesh)\n")
