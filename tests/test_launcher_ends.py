@@ -21,8 +21,10 @@ _WAITING = (
 
 def _until_gone(*processes):
     """Returns once all have ended; some init processes leave them as zombies."""
+    given_up = time.monotonic() + 60
     for process in processes:
         while _state(process) not in (None, "Z"):
+            assert time.monotonic() < given_up, f"process {process} is left"
             time.sleep(0.01)
 
 

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import tyro
@@ -49,8 +50,7 @@ class Launch:
             try:
                 for process, own in enumerate(cores):
                     told = self._environment() | environment(coordinator, self.processes, process, LOOPBACK, self.timeout)
-                    members.append(_started(command, told, process, own))
-                    tell(members[-1].popen.pid)
+                    members.append(_started(command, told, process, own, tell))
                 return supervise(members, signals, self.timeout)
             finally:
                 end_all(members)
@@ -84,7 +84,9 @@ def _free_port() -> int:
         return server.getsockname()[1]
 
 
-def _started(command: list[str], told: dict[str, str], process: int, cores: set[int] | None) -> Member:
+def _started(
+    command: list[str], told: dict[str, str], process: int, cores: set[int] | None, tell: Callable[[int], None]
+) -> Member:
     """Starts `command` in a session of its own: Ctrl-C reaches the launcher alone, and what it starts is ended with it."""
     output, errors = (None, None) if process == 0 else (subprocess.DEVNULL, subprocess.PIPE)
     everywhere = os.sched_getaffinity(0) if cores else None
@@ -92,6 +94,8 @@ def _started(command: list[str], told: dict[str, str], process: int, cores: set[
         if cores:
             os.sched_setaffinity(0, cores)  # the process inherits it
         options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": errors, "start_new_session": True}
+        # The process tells the guard itself, before it runs anything: the launcher may be killed at any moment.
+        options["preexec_fn"] = lambda: tell(os.getpid())
         return Member(subprocess.Popen(command, env=told, **options))
     finally:
         if everywhere:
