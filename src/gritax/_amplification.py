@@ -88,14 +88,18 @@ def judged_window(window: Window) -> tuple[Verdict, Amplification | None]:
         return window.verdict, None
     evolution, finest = window.evolution, window.hierarchy[0]
 
-    first = evolution.natural(local(states_at(finest, window.c, np.int32(0)), window.mesh))
+    def first():
+        return evolution.natural(local(states_at(finest, window.c, np.int32(0)), window.mesh))
 
     def serially():
-        return serial_twins(evolution, first, evolution.clock(jnp.int32(0)), finest.size, window.final)
+        return serial_twins(evolution, first(), evolution.clock(jnp.int32(0)), finest.size, window.final)
 
     found = amplification(window)
-    # A change far above rounding does not show how often rounding turns the last of few digits.
-    return judged(window.verdict, replace(found, stayed_small=False) if rounds(first, window.final) else found, serially)
+    is_narrow = any(jnp.finfo(leaf.dtype).bits < 32 for leaf in jax.tree.leaves(window.final))
+    if is_narrow and rounds(first(), window.final):
+        # A change far above rounding does not show how often rounding turns the last of few digits.
+        found = replace(found, stayed_small=False)
+    return judged(window.verdict, found, serially)
 
 
 def serial_twins(
