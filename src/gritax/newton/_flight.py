@@ -17,7 +17,7 @@ BLOCK = 32
 
 @dataclass(frozen=True)
 class Shape:
-    """What a program is compiled for.
+    """The static facts that a program is compiled for.
 
     `capacity` places for steps in flight, a multiple of `BLOCK`, of which at most `most` are taken; the rank of the model; the
     steps of the run; the sweeps that it records.
@@ -51,7 +51,7 @@ class Shape:
 
 
 class Aim(NamedTuple):
-    """What a run is asked for: how many `sweeps` a step is to stay in flight, and the error at the end.
+    """The aims of a run: how many `sweeps` a step is to stay in flight, and the error at the end.
 
     That is `relative` to the distance travelled, or `absolute`; the other one is 0.
     """
@@ -62,7 +62,7 @@ class Aim(NamedTuple):
 
 
 class Front(NamedTuple):
-    """What is known of the last final state: the steps `taken` to it, and the optimizer's `memory` there.
+    """The last final state: the steps `taken` to it, and the optimizer's `memory` there.
 
     `error` estimates its distance from that of serial training, `growth` is how small changes have grown on the way, and
     `travelled` is the largest distance from the first state so far.

@@ -64,7 +64,7 @@ def modelled(optimizer: Any, params: PyTree) -> tuple[Any, LinearOptimizer, PyTr
 
 
 def drifts(chain: Chain) -> bool:
-    """Whether d changes along the run, as it does with second moments."""
+    """True if d changes along the run, as it does with second moments."""
     if not isinstance(chain, Training):
         return False
     found = modelled(chain.step.optimizer, chain.params)
@@ -115,7 +115,7 @@ def response_of(
 
 
 def stays(transfer: Array, gain: Array) -> Array:
-    """What the optimizer makes of a gradient that stays, a step, from T and A: s D g."""
+    """s, where each step moves by s D g for a gradient g that stays, from T and A."""
     if len(gain) == 1:
         return -gain[0]
     rest = jnp.eye(len(gain), dtype=gain.dtype)[1:, 1:] - transfer[1:, 1:]

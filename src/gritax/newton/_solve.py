@@ -29,7 +29,7 @@ _ROUNDINGS = 32.0  # of the parameters: no less can be asked for
 
 @dataclass(frozen=True)
 class Run:
-    """What is known once all steps are taken, or one of them, number `taken`, was not `finite`.
+    """The end of a run, once all steps are taken, or one of them, number `taken`, was not `finite`.
 
     `error` estimates the distance of the state from serial training's, `moved` is that from the first state, `size` its norm.
     `history` has a row for each sweep: the front before it, the steps in flight, the norm of their residuals.

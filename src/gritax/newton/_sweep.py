@@ -119,7 +119,7 @@ def _moved_on(
 
 
 def _entries(entering: Array, steps: Array) -> Array:
-    """What enters so many steps after the last state in flight."""
+    """The states that enter so many steps after the last state in flight."""
     return jnp.take(entering, jnp.clip(steps, 0, len(entering) - 1), axis=0)
 
 
