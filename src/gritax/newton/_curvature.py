@@ -40,7 +40,7 @@ class Curvature(NamedTuple):
 
 
 def usable(changes: Array, x: Array) -> Array:
-    """Marks the changes of the state `x` that are far enough above rounding for the changes of their gradients to mean something."""
+    """Marks changes of the state `x` that are so far above rounding that changes of their gradients mean something."""
     least = _ROUNDINGS * float(jnp.finfo(x.dtype).eps) * jnp.linalg.norm(x)
     return jnp.linalg.norm(changes, axis=1) > least
 
