@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._flight import Aim, Flight, Shape
-from ._response import Response
+from ._flight import Aim, Front, Rows, Shape
 
 
 # A rate that is small by accident is none; a step whose correction grows has an error of several of them.
@@ -36,9 +35,10 @@ class Acceptance(NamedTuple):
     moved: Array
 
 
-def acceptance(shape: Shape, aim: Aim, flight: Flight, new: Array, delta: Array, origin: Array) -> Acceptance:
+def acceptance(
+    shape: Shape, aim: Aim, front: Front, rows: Rows, new: Array, delta: Array, origin: Array
+) -> Acceptance:
     """From the corrected states `new` after each step in flight, and their corrections `delta`."""
-    front, rows = flight.front, flight.rows
     index, last = jnp.arange(shape.capacity, dtype=jnp.int32), rows.live - 1
     norm = lambda x: jnp.linalg.norm(x, axis=1)
     # The first step begins at the front and is exact. The state after the last one is new, and as good as the one before.
@@ -60,28 +60,3 @@ def acceptance(shape: Shape, aim: Aim, flight: Flight, new: Array, delta: Array,
     good = ((jnp.square(error) <= _SHARE * left) & (index < kept)).at[0].set(True)
     accepted = jnp.sum(jnp.cumprod(good.astype(jnp.int32))).astype(jnp.int32)
     return Acceptance(accepted, kept, error[accepted - 1], distance[accepted - 1], moved)
-
-
-def growth(changes: Array, gradients: Array, response: Response, steps: Array) -> Array:
-    """By how much so many steps amplify the changes of states that sweeps make: at least 1.
-
-    The largest eigenvalue of the optimizer's recurrence for the mean curvature along these changes, from pairs (changes of
-    states, of gradients) in units of d. Corrections point where errors do, and into stiff directions, which training forgets:
-    growth in a direction that few of them see is found too small.
-    """
-    lengths = jnp.sum(jnp.square(changes), axis=1)
-    told = lengths > 0
-    each = jnp.where(told, jnp.sum(changes * gradients, axis=1) / jnp.where(told, lengths, 1), 0)
-    curvature = jnp.sum(each) / jnp.maximum(jnp.sum(told.astype(each.dtype)), 1)
-    return jnp.maximum(_radius(response, curvature), 1) ** steps.astype(each.dtype)
-
-
-def _radius(response: Response, curvature: Array) -> Array:
-    """The largest |eigenvalue| of T + h A e_0^T; with more than two members, what a lasting gradient makes of negative h."""
-    gain = response.gain[0]
-    if len(gain) != 2:
-        return jnp.abs(1 - response.stays * curvature) if len(gain) == 1 else 1 + response.stays * jnp.maximum(-curvature, 0)
-    (a, b), (c, d) = response.transfer[0].at[:, 0].add(curvature * gain)
-    middle, product = (a + d) / 2, a * d - b * c
-    root = jnp.sqrt(jnp.maximum(jnp.square(middle) - product, 0))
-    return jnp.where(jnp.square(middle) > product, jnp.abs(middle) + root, jnp.sqrt(jnp.abs(product)))

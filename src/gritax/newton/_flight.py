@@ -9,6 +9,8 @@ from jaxtyping import Array, PyTree
 
 from ._chain import Chain
 from ._curvature import Curvature
+from ._response import members
+from ._twin import Twin
 
 
 # Rows that are evaluated together: what is padded is less than one such block.
@@ -74,6 +76,11 @@ class Front(NamedTuple):
     growth: Array
     travelled: Array
 
+    def grown(self, by: Array, error: Array) -> "Front":
+        """Once the steps behind the front, which added this `error`, are found to have amplified a small change so much."""
+        both = jnp.sqrt(jnp.square(by * self.error) + jnp.square(error))
+        return self._replace(error=both, growth=jnp.maximum(by * self.growth, 1))
+
 
 class Rows(NamedTuple):
     """The window, a row for each step from the front on, of which `live` are in flight; row 0 is the front.
@@ -105,6 +112,7 @@ class Tally(NamedTuple):
 class Flight(NamedTuple):
     front: Front
     rows: Rows
+    twin: Twin
     model: Curvature
     units: Array
     window: Array
@@ -127,6 +135,7 @@ def begun(chain: Chain, shape: Shape, window: int) -> Flight:
             jnp.full(places, jnp.inf, x.dtype),
             jnp.int32(min(window, shape.num_steps)),
         ),
+        Twin.begun(x.size, members(chain), shape.rank, x.dtype),
         Curvature.none(x.size, shape.rank, x.dtype),
         jnp.ones_like(x),
         jnp.asarray(window, x.dtype),

@@ -71,6 +71,14 @@ def drifts(chain: Chain) -> bool:
     return found is not None and found[2] is not None
 
 
+def members(chain: Chain) -> int:
+    """k, the members of the recurrence."""
+    if not isinstance(chain, Training) or (found := modelled(chain.step.optimizer, chain.params)) is None:
+        return 1
+    _, kind, _, alike = found
+    return max(len(kind.members(family)) for family in kind.families if family is not None) if alike else 1
+
+
 def response_of(
     chain: Chain, x: Array, memory: PyTree, after: PyTree, memories: PyTree, gradient: Array, count: int
 ) -> Response:

@@ -119,7 +119,7 @@ def _ended(evolution, floating, clock, flight: Flight, history: np.ndarray, fini
         state=chain.state(x, front.memory),
         taken=int(front.taken),
         finite=finite,
-        error=float(front.error),
+        error=float(jnp.hypot(front.error, flight.twin.error)),
         growth=float(front.growth),
         moved=float(jnp.linalg.norm(x - chain.first)),
         size=float(jnp.linalg.norm(x)),

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ._acceptance import Acceptance, acceptance, growth
+from ._acceptance import Acceptance, acceptance
 from ._chain import Chain, follow_all, follow_some
 from ._correction import continued, correction
 from ._curvature import Curvature, secant_update, usable
-from ._flight import BLOCK, Aim, Flight, Front, Rows, Shape
+from ._flight import BLOCK, Aim, Flight, Rows, Shape
 from ._response import drifts, response_of
+from ._twin import POINTS, arrived, departing, rescaled
 
 
 _PARTS = 8  # of the window, after which the optimizer's state is looked at
@@ -23,7 +24,10 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     """The flight after one sweep."""
     rows, index = flight.rows, jnp.arange(shape.capacity, dtype=jnp.int32)
     live = index < rows.live
-    gradients, values = _evaluated(chain, shape, flight)
+    gradients, values, at_points = _evaluated(chain, shape, flight)
+    twin_turns = at_points - flight.twin.gradients
+    tangent, grown = arrived(flight.twin, twin_turns, flight.model, flight.units)
+    front = flight.front.grown(grown, flight.twin.error)
     following, memories = follow_all(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, _PARTS)
     # The state that each step leads to, as it is in flight; the last one is taken as it comes.
     towards = jnp.where((index < rows.live - 1)[:, None], jnp.roll(rows.x, -1, axis=0), following)
@@ -33,23 +37,22 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     response = response_of(chain, rows.x[0], flight.front.memory, after, memories, gradients[0], shape.capacity)
     model = flight.model.rescaled(flight.units / response.units) if drifts(chain) else flight.model
     told = live & (rows.age > 0) & usable(rows.x - rows.before, rows.x[0]) & jnp.all(jnp.isfinite(gradients), axis=1)
-    changes = jnp.where(told[:, None], rows.x - rows.before, 0) / response.units[None]
-    turns = jnp.where(told[:, None], gradients - rows.gradients, 0) * response.units[None]
+    told = jnp.concatenate([told, flight.twin.told])
+    changes = jnp.concatenate([(rows.x - rows.before) / response.units[None], flight.twin.changes])
+    changes = jnp.where(told[:, None], changes, 0)
+    turns = jnp.concatenate([gradients - rows.gradients, twin_turns])
+    turns = jnp.where(told[:, None], turns, 0) * response.units[None]
     model = secant_update(model, changes, turns, told, shape.groups, shape.new)
     delta = correction(residuals, model, response)
     new = (towards + delta).at[0].set(following[0])  # exact, whatever was in flight there
 
-    found = acceptance(shape, aim, flight, new, delta, chain.first)
+    found = acceptance(shape, aim, front, rows, new, delta, chain.first)
     model = Curvature(*(jnp.where(found.kept < _TRUSTED, 0, x) for x in model))
-    grown = growth(changes, turns, response, found.accepted)
-    memory = follow_some(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, found.accepted)
-    front = Front(
-        flight.front.taken + found.accepted,
-        memory,
-        jnp.sqrt(jnp.square(grown * flight.front.error) + jnp.square(found.error)),
-        flight.front.growth * grown,
-        found.travelled,
-    )
+    memory = follow_some(chain, rows.x, gradients, values, front.memory, front.taken, found.accepted)
+    tangent = rescaled(tangent, flight.units / response.units) if drifts(chain) else tangent
+    block = rows.x, gradients, front.taken, found.accepted
+    twin = departing(tangent, block, model, response, flight.tally.sweeps + 1, found.error)
+    front = front._replace(taken=front.taken + found.accepted, memory=memory, travelled=found.travelled)
     window = _window(shape, aim, flight, found)
     recent = (live & (index < found.kept) & (index >= found.kept - jnp.maximum(_MEAN, found.kept // 2))).astype(new.dtype)
     mean = lambda x: (recent / jnp.sum(recent)) @ jnp.where(live[:, None], x, 0)
@@ -57,28 +60,33 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     tally = flight.tally._replace(
         sweeps=flight.tally.sweeps + 1,
         history=flight.tally.history.at[flight.tally.sweeps % shape.sweeps].set(
-            jnp.stack([x.astype(new.dtype) for x in (flight.front.taken, rows.live, jnp.linalg.norm(residuals))])
+            jnp.stack([x.astype(new.dtype) for x in (flight.front.taken, rows.live + flight.twin.count, jnp.linalg.norm(residuals))])
         ),
         losses=jax.lax.dynamic_update_slice_in_dim(flight.tally.losses, values, flight.front.taken, 0),
     )
     finite = jnp.all(jnp.isfinite(following[0])) & _finite(memory)
     moved_on = _moved_on(shape, flight, found, new, gradients, entering, window)
-    return Flight(front, moved_on, model, response.units, window, tally, finite)
+    return Flight(front, moved_on, twin, model, response.units, window, tally, finite)
 
 
-def _evaluated(chain: Chain, shape: Shape, flight: Flight) -> tuple[Array, Array]:
-    """(gradients, losses) of the live rows, a block at a time."""
-    x = flight.rows.x
+def _evaluated(chain: Chain, shape: Shape, flight: Flight) -> tuple[Array, Array, Array]:
+    """(gradients, losses) of the live rows, and the gradients at the points of the twin, which fill up the last block."""
+    live, twin, put = flight.rows.live, flight.twin, jax.lax.dynamic_update_slice_in_dim
+    steps = jnp.minimum(flight.front.taken + jnp.arange(shape.capacity + POINTS, dtype=jnp.int32), shape.num_steps - 1)
+    x = jnp.concatenate([flight.rows.x, jnp.zeros_like(twin.points)])
+    x, steps = put(x, twin.points, live, 0), put(steps, twin.starts, live, 0)
 
     def some(i, found):
         gradients, values = found
-        at = i * BLOCK
-        starts = jnp.minimum(flight.front.taken + at + jnp.arange(BLOCK, dtype=jnp.int32), shape.num_steps - 1)
-        g, v = jax.vmap(chain.evaluate)(jax.lax.dynamic_slice_in_dim(x, at, BLOCK), starts)
-        put = jax.lax.dynamic_update_slice_in_dim
-        return put(gradients, g.astype(x.dtype), at, 0), put(values, v.astype(x.dtype), at, 0)
+        part = lambda rows: jax.lax.dynamic_slice_in_dim(rows, i * BLOCK, BLOCK)
+        g, v = jax.vmap(chain.evaluate)(part(x), part(steps))
+        return put(gradients, g.astype(x.dtype), i * BLOCK, 0), put(values, v.astype(x.dtype), i * BLOCK, 0)
 
-    return jax.lax.fori_loop(0, _blocks(flight.rows.live), some, (jnp.zeros_like(x), jnp.zeros(len(x), x.dtype)))
+    nothing = jnp.zeros_like(x), jnp.zeros(len(x), x.dtype)
+    gradients, values = jax.lax.fori_loop(0, _blocks(live + twin.count), some, nothing)
+    at_points = jax.lax.dynamic_slice_in_dim(gradients, live, POINTS)
+    is_live = jnp.arange(shape.capacity) < live
+    return jnp.where(is_live[:, None], gradients[: shape.capacity], 0), values[: shape.capacity], at_points
 
 
 def _blocks(live: Array) -> Array:
