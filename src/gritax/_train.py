@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from ._attempt import Progress
 from ._convergence import DEFAULT_TOLERANCE, require_tolerance
 from ._entry import entry
 from ._evolution import Evolution
+from ._method import Method, Options, Task
 from ._obstacles import obstacle
 from ._pace import InWindows, OneByOne, Pace
 from ._run import TABLE, Run
@@ -28,7 +30,6 @@ from ._warning import warn
 from ._window import most_steps
 from .checkpoint import Directory, Keeper, difference, digest, kept_in, taken
 from .coarse import Choice, named, words
-from .newton import Newton, solution_by
 from .planning import LEAST_WORK, Plan, can_pay, measured, planned
 from .training import TrainStep
 
@@ -52,7 +53,7 @@ def train(
     *,
     goal: Literal["time", "depth"] = "time",
     plan: Plan | None = None,
-    method: Newton | None = None,
+    method: Method | None = None,
     coarse: Choice = "auto",
     key: Array | None = None,
     has_aux: bool = False,
@@ -111,9 +112,11 @@ def train(
     >>> bool(jnp.allclose(trained.params, 1 - 0.99**2000, atol=1e-5))
     True
     """
+    began = time.perf_counter()
     _require(num_steps, goal, plan, tolerance, window, throw, progress)
     if method is not None:
-        _require_alone(method, goal, plan, coarse, window, checkpoint, resume, mesh)
+        given = {"checkpoint": checkpoint, "resume": resume or None, "mesh": mesh}
+        _require_alone(method, goal, plan, coarse, window, given)
     require_concrete("params", (params, stats))
     step = TrainStep(loss, optimizer, batch, coarse, key=key, has_aux=has_aux, trainable=trainable)
     num_steps, window = int(num_steps), window and int(window)
@@ -140,7 +143,8 @@ def train(
         if pace is None and (refusal := obstacle(evolution, floating, clock, num_steps)):
             pace = OneByOne(refusal.removesuffix("."), TABLE)
         elif method is not None:
-            solution = solution_by(method, step.prepared(num_steps), first, num_steps, tolerance, progress)
+            task = Task(evolution.with_phi(step.prepared(num_steps)), floating, clock, num_steps)
+            solution, _ = method.solved(task, Options(progress, began, tolerance))
             if solution.converged:
                 return ended(solution, throw, progress)
             run.give_up(solution)
@@ -180,15 +184,16 @@ def _require(num_steps, goal, plan, tolerance, window, throw, progress) -> None:
         raise ValueError(f"progress must be a gritax.Progress, such as gritax.progress.Lines(), not {progress!r}.")
 
 
-def _require_alone(method, goal, plan, coarse, window, checkpoint, resume, mesh) -> None:
+def _require_alone(method, goal, plan, coarse, window, given) -> None:
     """Raises `ValueError` for what is no method of `train`, and for arguments that a method has no use for."""
-    if not isinstance(method, Newton):
+    if not (isinstance(method, Method) and method.trains):
         raise ValueError(f"method must be a gritax.Newton, or None for multigrid in windows, not {method!r}.")
-    given = {"plan": plan, "window": window, "checkpoint": checkpoint, "resume": resume or None, "mesh": mesh}
+    given = {name: value for name, value in given.items() if name.replace("resume", "checkpoint") not in method.takes}
+    given |= {"plan": plan, "window": window}
     given |= {"goal": None if goal == "time" else goal, "coarse": None if coarse == "auto" else coarse}
     for name, value in given.items():
         if value is not None:
-            raise ValueError(f"{name} is not for method=gritax.Newton(...) yet: leave it out, or leave out the method.")
+            raise ValueError(f"{name} is not for method={method.name}(...) yet: leave it out, or leave out the method.")
 
 
 def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: int) -> Pace:
