@@ -115,8 +115,7 @@ def train(
     began = time.perf_counter()
     _require(num_steps, goal, plan, tolerance, window, throw, progress)
     if method is not None:
-        given = {"checkpoint": checkpoint, "resume": resume or None, "mesh": mesh}
-        _require_alone(method, goal, plan, coarse, window, given)
+        _require_alone(method, goal, plan, coarse, window, checkpoint, resume, mesh)
     require_concrete("params", (params, stats))
     step = TrainStep(loss, optimizer, batch, coarse, key=key, has_aux=has_aux, trainable=trainable)
     num_steps, window = int(num_steps), window and int(window)
@@ -134,6 +133,7 @@ def train(
         evolution, floating, clock = validated(tabulated, first, num_steps)
         state, progress = evolution.merge(floating, clock), progress or Progress()
         asked = {"num_steps": num_steps, "tolerance": tolerance, "goal": goal, "window": window, "coarse": words(coarse)}
+        asked |= method.asked if method else {}
         if keeper:
             asked["origin"] = digest(state)
         run = Run(step, state, num_steps, tolerance, DEFAULT_TOLERANCE, progress, asked, tabulated, mesh=mesh)
@@ -142,9 +142,10 @@ def train(
         require_agreement(mesh, run.done)
         if pace is None and (refusal := obstacle(evolution, floating, clock, num_steps)):
             pace = OneByOne(refusal.removesuffix("."), TABLE)
-        elif method is not None:
+        elif pace is None and method is not None:
             task = Task(evolution.with_phi(step.prepared(num_steps)), floating, clock, num_steps)
-            solution, _ = method.solved(task, Options(progress, began, tolerance))
+            kept = keeper and (keeper.directory, keeper.resumes)
+            solution, _ = method.solved(task, Options(progress, began, tolerance, checkpoint=kept, mesh=mesh))
             if solution.converged:
                 return ended(solution, throw, progress)
             run.give_up(solution)
@@ -184,13 +185,16 @@ def _require(num_steps, goal, plan, tolerance, window, throw, progress) -> None:
         raise ValueError(f"progress must be a gritax.Progress, such as gritax.progress.Lines(), not {progress!r}.")
 
 
-def _require_alone(method, goal, plan, coarse, window, given) -> None:
+def _require_alone(method, goal, plan, coarse, window, checkpoint, resume, mesh) -> None:
     """Raises `ValueError` for what is no method of `train`, and for arguments that a method has no use for."""
     if not (isinstance(method, Method) and method.trains):
         raise ValueError(f"method must be a gritax.Newton, or None for multigrid in windows, not {method!r}.")
-    given = {name: value for name, value in given.items() if name.replace("resume", "checkpoint") not in method.takes}
-    given |= {"plan": plan, "window": window}
-    given |= {"goal": None if goal == "time" else goal, "coarse": None if coarse == "auto" else coarse}
+    given = {"plan": plan, "window": window, "goal": None if goal == "time" else goal}
+    given["coarse"] = None if isinstance(coarse, str) and coarse == "auto" else coarse
+    if "checkpoint" not in method.takes:
+        given |= {"checkpoint": checkpoint, "resume": resume or None}
+    if "mesh" not in method.takes:
+        given["mesh"] = mesh
     for name, value in given.items():
         if value is not None:
             raise ValueError(f"{name} is not for method={method.name}(...) yet: leave it out, or leave out the method.")

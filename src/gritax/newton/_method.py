@@ -44,6 +44,7 @@ class Newton(Method):
     (True, True)
     """
 
+    takes: ClassVar[frozenset[str]] = frozenset({"checkpoint"})
     trains: ClassVar[bool] = True
 
     rank: int = 32
@@ -64,6 +65,11 @@ class Newton(Method):
         super().require(num_steps, options)
         if options.tolerance == 0:
             raise ValueError("tolerance must be above 0 with gritax.Newton: steps are in flight until their error is small.")
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        window = self.window if self.window is None else int(self.window)
+        return {**super().asked, "rank": int(self.rank), "sweeps": float(self.sweeps), "window": window}
 
     def solved(self, task: Task, options: Options) -> tuple[Any, None]:
         from ._solution import solution_by  # it is built upon this class

@@ -2,6 +2,8 @@
 
 import math
 from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +17,10 @@ from .._hierarchy import Hierarchy, Level
 from .._method import Options, Task
 from .._solution import Solution, counted
 from .._warning import warn
+from ..checkpoint import digest
 from ..training import TrainState
 from ._chain import chain_of, tabulated
+from ._fronts import Fronts
 from ._method import Newton
 from ._solve import Run, require_room, run
 
@@ -27,8 +31,12 @@ def solution_by(method: Newton, task: Task, options: Options) -> Solution:
     tolerance, phi = options.tolerance, evolution.phi
     _require_corrected(evolution, floating, clock)
     require_room(method, floating)
+    keep, asked = None, {"num_steps": num_steps, "tolerance": tolerance if tolerance is None else float(tolerance)}
+    if options.checkpoint:
+        keep = Fronts(*options.checkpoint, asked | method.asked | {"origin": digest(evolution.merge(floating, clock))}, task)
     evolution = tabulated(evolution, floating, clock, num_steps)
-    found = run(method, evolution, floating, clock, num_steps, tolerance, options.progress)
+    with keep or nullcontext():
+        found = run(method, replace(task, evolution=evolution), tolerance, options.progress, keep)
     serial = None
     if method.verify and found.finite:
         serial = serial_twins(evolution, floating, clock, num_steps, evolution.split(found.state)[0])

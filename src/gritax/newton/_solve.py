@@ -11,11 +11,12 @@ from jaxtyping import Array, PyTree
 
 from .._attempt import Progress
 from .._convergence import DEFAULT_TOLERANCE
-from .._evolution import Evolution
 from .._kernel import kernel, make_room
+from .._method import Task
 from ..training import TrainStep
 from ._chain import chain_of
 from ._flight import Aim, Flight, Shape, begun, enlarged
+from ._fronts import Fronts, Reached
 from ._method import Newton
 from ._sweep import swept
 
@@ -61,35 +62,40 @@ def require_room(method: Newton, floating: PyTree[Array]) -> None:
         )
 
 
-def run(
-    method: Newton,
-    evolution: Evolution,
-    floating: PyTree[Array],
-    clock: PyTree[Array],
-    num_steps: int,
-    tolerance: float | None,
-    progress: Progress,
-) -> Run:
+def run(method: Newton, task: Task, tolerance: float | None, progress: Progress, keep: Fronts | None) -> Run:
     """Sweeps until all steps are final. `tolerance` is absolute, on the error of the final state."""
+    evolution, floating, clock, num_steps = task.evolution, task.floating, task.clock, task.num_steps
     make_room((jax.tree.structure(evolution), num_steps))
     eps = float(jnp.finfo(chain_of(evolution, floating, clock).first.dtype).eps)
     aim = Aim(float(method.sweeps), max(DEFAULT_TOLERANCE, _ROUNDINGS * eps) if tolerance is None else 0.0, tolerance or 0.0)
     most = min(method.window or most_in_flight(floating), max(num_steps, 16))
-    shape = Shape.of(_FIRST_CAPACITY, most, method.rank, num_steps, _CALL)
     given = evolution, floating, clock
-    flight = _begin(*given, shape=shape, window=min(_FIRST_WINDOW, shape.room))
-    history, before, began = [], 0, time.perf_counter()
-    while True:
-        flight, told = _sweeps(*given, aim, flight, shape=shape)
-        taken, live, sweeps, finite = (int(x) for x in np.asarray(told))
-        history.append(np.asarray(flight.tally.history)[np.arange(before, sweeps) % _CALL])
-        before = sweeps
-        progress.front(taken, num_steps, live, sweeps, time.perf_counter() - began)
-        if taken >= num_steps or not finite:
-            return _ended(evolution, floating, clock, flight, np.concatenate(history), bool(finite))
-        if live >= shape.capacity < shape.most:
-            shape = Shape.of(_LARGER * shape.capacity, most, method.rank, num_steps, _CALL)
-            flight = enlarged(flight, shape.capacity)
+
+    def shape(places: int) -> Shape:
+        return Shape.of(places, most, method.rank, num_steps, _CALL)
+
+    def begun(places: int) -> Flight:
+        return _begin(*given, shape=shape(places), window=min(_FIRST_WINDOW, shape(_FIRST_CAPACITY).room))
+
+    at = (keep and keep.latest(begun)) or Reached.nothing(begun(_FIRST_CAPACITY))
+    began, taken, finite = time.perf_counter() - at.seconds, at.taken, at.finite
+    try:
+        while taken < num_steps and finite:
+            places = shape(len(at.flight.rows.x))
+            flight, told = _sweeps(*given, aim, at.flight, shape=places)
+            at = at._replace(flight=flight)
+            taken, live, sweeps, finite = (int(x) for x in np.asarray(told))
+            at = at._replace(seconds=time.perf_counter() - began).recorded()
+            progress.front(taken, num_steps, live, sweeps, at.seconds)
+            if keep:
+                keep.save(at, at_once=taken >= num_steps or not finite)
+            if live >= places.capacity < places.most:
+                at = at._replace(flight=enlarged(at.flight, shape(_LARGER * places.capacity).capacity))
+    except (KeyboardInterrupt, SystemExit):
+        if keep:
+            keep.interrupted(at)
+        raise
+    return _ended(*given, at.flight, at.history, bool(finite))
 
 
 @partial(kernel, static_argnames=("shape", "window"))
