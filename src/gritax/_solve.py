@@ -66,8 +66,8 @@ def solve(
       compute them from the step and from clocks alone. Other leaves are constants.
     - `num_steps`: N, at least 1.
     - `method`: a `Multigrid`, or the `Plan` of `plan.step` for its own; `None` for what phi proposes, else `Multigrid()`. Or a
-      `Newton`, which does not take `initial_guess`, `save_every`, `checkpoint`, `mesh` and `profile` yet, has no use for
-      `max_iterations`, and wants a tolerance above 0: on the error of the final state.
+      `Newton`, which does not take `initial_guess`, `mesh` and `profile` yet, has no use for `max_iterations`, and wants a
+      tolerance above 0: on the error of the final state.
     - `tolerance`: on `Solution.residuals`, absolute. `None` stops when `Solution.relative_residuals` reaches 1e-6 and the
       final parameters have settled to 1e-6 of the distance travelled, or at the rounding floor of the dtype. 0 runs exactly
       `max_iterations` and never raises.
@@ -76,9 +76,11 @@ def solve(
       does so too, but begins with training steps, in strides that grow with the distance from the start; `"zeros"` and
       `"constant"` (the initial state) at every point; or a function `step -> state`, which may get a traced step. `None` for
       what phi proposes, else `"graded"`.
-    - `save_every`: keep the states after every so many steps, in `Solution.states`.
+    - `save_every`: keep the states after every so many steps, in `Solution.states`. That bounds what a sweep of `Newton` can
+      accept: no step beyond the next of these states.
     - `checkpoint`: a directory for the iterates, each kept once it is computed, the last two of them, by orbax-checkpoint
-      (`pip install orbax-checkpoint`). Each device keeps its own C-points.
+      (`pip install orbax-checkpoint`). Each device keeps its own C-points. Of `Newton`, for all that is in flight, every few
+      seconds and at an interrupt, without orbax.
     - `resume`: go on from the newest whole iterate in that directory, on these devices or on others, or begin if there is none;
       iterations and weights are those of an uninterrupted solve. A path stands for `checkpoint=path, resume=True`.
     - `throw`: raise `ConvergenceError`, with the solution in its `solution`, if the tolerance is not reached.

@@ -84,11 +84,12 @@ def train(
       serial training would take, and not at all where that is short.
     - `method`: a `gritax.Newton`, which takes all steps in one window that slides along them, in few evaluations for each; None
       for multigrid in windows. If training amplifies errors beyond the tolerance, all steps are taken one after the other after
-      all. `goal`, `plan`, `coarse`, `window`, `checkpoint` and `mesh` are not for it yet.
+      all. `goal`, `plan`, `coarse`, `window` and `mesh` are not for it yet.
     - `tolerance`: `None` for final parameters within 1e-6 of the distance that they travel; a number is an absolute tolerance
       on the residuals of all windows together, as for `gritax.solve`.
     - `window`: the most steps of a window; `None` for as many as fit into 2 GiB.
-    - `checkpoint`: a directory for what is known after each window. The last two are kept.
+    - `checkpoint`: a directory for what is known after each window, or every few seconds of a `method` and at an interrupt. The
+      last two are kept.
     - `resume`: go on from the newest whole checkpoint in that directory, or begin if there is none. The weights are those of an
       uninterrupted run. A path stands for `checkpoint=path, resume=True`.
     - `throw`: raise `ConvergenceError`, with the solution in its `solution`, if the weights are not those asked for.

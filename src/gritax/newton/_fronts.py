@@ -27,6 +27,7 @@ from ..checkpoint import (
 )
 from ._chain import chain_of
 from ._flight import Flight
+from ._saving import Saved
 
 
 logger = logging.getLogger("gritax")
@@ -36,12 +37,13 @@ _SECONDS, _SHARE = 2.0, 10
 
 
 class Reached(NamedTuple):
-    """How far a run has got: what is in flight, a row of `history` for each sweep so far, the seconds that they took.
+    """How far a run has got: what is in flight, the states `saved` that are asked for, and the seconds that it took.
 
-    The last rows may be in the flight only: see `recorded`.
+    `history` has a row for each sweep so far; the last rows may be in the flight only: see `recorded`.
     """
 
     flight: Flight
+    saved: Saved | None
     history: np.ndarray
     seconds: float
 
@@ -54,8 +56,8 @@ class Reached(NamedTuple):
         return bool(self.flight.finite)
 
     @classmethod
-    def nothing(cls, flight: Flight) -> "Reached":
-        return cls(flight, np.asarray(flight.tally.history[:0]), 0.0)
+    def nothing(cls, flight: Flight, saved: Saved | None) -> "Reached":
+        return cls(flight, saved, np.asarray(flight.tally.history[:0]), 0.0)
 
     def recorded(self) -> "Reached":
         """With a row for each sweep of the flight, which itself has those of one call."""
@@ -86,8 +88,8 @@ class Fronts:
     def __exit__(self, *_) -> None:
         self._held.close()
 
-    def latest(self, begun: Callable[[int], Flight]) -> Reached | None:
-        """Where the newest checkpoint has the run; None without one. `begun(capacity)` is a flight of so many places.
+    def latest(self, begun: Callable[[int], Reached]) -> Reached | None:
+        """Where the newest checkpoint has the run; None without one. `begun(capacity)` is one with so many places.
 
         Raises `ValueError` if the checkpoint is of another run.
         """
@@ -116,13 +118,13 @@ class Fronts:
             "next": taken(*self._next(reached)) if goes_on else {},
             OWN: {"capacity": len(reached.flight.rows.x), "seconds": reached.seconds},
         }
-        self._directory.save(Checkpoint(reached.taken, facts, [reached.history, *to_arrays(reached.flight)]))
+        self._directory.save(Checkpoint(reached.taken, facts, [reached.history, *to_arrays(reached[:2])]))
         now = time.perf_counter()
         self._due = now + max(_SECONDS, _SHARE * (now - began))
 
     def interrupted(self, reached: Reached) -> None:
         """Keeps what is there; what was given away to a program that was not started is not, and the last one stands."""
-        if not any(leaf.is_deleted() for leaf in jax.tree.leaves(reached.flight)):
+        if not any(leaf.is_deleted() for leaf in jax.tree.leaves(reached[:2])):
             self.save(reached)
             logger.warning(
                 "interrupted after step %d of %d; %s has what was reached: go on with resume=True",
@@ -140,7 +142,7 @@ class Fronts:
         evolution, flight = self._task.evolution, reached.flight
         return evolution, *evolution.split(chain_of(*self._step).state(flight.rows.x[0], flight.front.memory)), reached.taken
 
-    def _kept(self, checkpoint: Checkpoint, begun: Callable[[int], Flight]) -> tuple[Reached, dict[str, Any]]:
+    def _kept(self, checkpoint: Checkpoint, begun: Callable[[int], Reached]) -> tuple[Reached, dict[str, Any]]:
         """Raises `Unusable` for what `save` has not written, and `ValueError` for what it has of another run."""
         facts = checkpoint.facts
         require_kinds(facts, {"asked": dict})
@@ -157,7 +159,8 @@ class Fronts:
         require_kinds(facts[OWN], {"capacity": int, "seconds": float | int})
         try:
             history, *arrays = checkpoint.arrays
-            reached = Reached(from_arrays(begun(facts[OWN]["capacity"]), arrays), history, facts[OWN]["seconds"])
+            flight, saved = from_arrays(begun(facts[OWN]["capacity"])[:2], arrays)
+            reached = Reached(flight, saved, history, facts[OWN]["seconds"])
         except ValueError as error:
             raise Unusable("of steps in flight as another version of gritax has them") from error
         if (reached.taken, int(reached.flight.tally.sweeps)) != (checkpoint.done, len(history)):

@@ -44,7 +44,7 @@ class Newton(Method):
     (True, True)
     """
 
-    takes: ClassVar[frozenset[str]] = frozenset({"checkpoint"})
+    takes: ClassVar[frozenset[str]] = frozenset({"save_every", "checkpoint"})
     trains: ClassVar[bool] = True
 
     rank: int = 32

@@ -32,11 +32,12 @@ def solution_by(method: Newton, task: Task, options: Options) -> Solution:
     _require_corrected(evolution, floating, clock)
     require_room(method, floating)
     keep, asked = None, {"num_steps": num_steps, "tolerance": tolerance if tolerance is None else float(tolerance)}
+    asked |= {"save_every": options.save_every}
     if options.checkpoint:
         keep = Fronts(*options.checkpoint, asked | method.asked | {"origin": digest(evolution.merge(floating, clock))}, task)
     evolution = tabulated(evolution, floating, clock, num_steps)
     with keep or nullcontext():
-        found = run(method, replace(task, evolution=evolution), tolerance, options.progress, keep)
+        found = run(method, replace(task, evolution=evolution), options, keep)
     serial = None
     if method.verify and found.finite:
         serial = serial_twins(evolution, floating, clock, num_steps, evolution.split(found.state)[0])
@@ -59,6 +60,7 @@ def solution_by(method: Newton, task: Task, options: Options) -> Solution:
         exact_steps=1,
         coarse_steps=str(method),
         amplification=serial.amplification.growth if serial else found.growth,
+        states=found.states,
         _depth_by_lanes=Counter(found.history[:, 1].astype(int).tolist()),
         _losses=None if (losses := found.losses) is None else lambda: losses,
     )
