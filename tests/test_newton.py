@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from rich.console import Console
-from small_problems import batches, data, distance, loss, params, relative_error
+from small_problems import batches, data, distance, loss, mesh, params, relative_error
 
 import gritax
 from gritax.cli import main
@@ -220,7 +220,7 @@ def test_bad_input_is_named():
             gritax.Newton(**given)
     for options, match in (
         ({"initial_guess": "zeros"}, "initial_guess is not for gritax.Newton"),
-        ({"save_every": 3}, "save_every is not for"),
+        ({"mesh": mesh(1)}, "mesh is not for gritax.Newton yet: leave it out, or use a gritax.Multigrid"),
         ({"profile": True}, "profile is not for"),
         ({"tolerance": 0}, "tolerance must be above 0"),
     ):
@@ -261,17 +261,20 @@ def test_training_that_amplifies_is_taken_one_step_after_the_other():
 
 @pytest.mark.slow
 def test_the_command_takes_it_too(tmp_path):
-    run = tmp_path / "run.json"
-    with pytest.raises(SystemExit) as ended:
-        main(["train", "diabetes", "--steps", "128", "--method", "newton", "--rank", "8", "--json", str(run)])
-    assert ended.value.code == 0
+    run, kept = tmp_path / "run.json", tmp_path / "kept"
+    train = ["train", "diabetes", "--steps", "128", "--method", "newton", "--resume", str(kept), "--rank"]
+    for rank, status in (("8", 0), ("4", 2)):
+        with pytest.raises(SystemExit) as ended:
+            main([*train, rank, "--json", str(run)])
+        assert ended.value.code == status
+    assert [each.name for each in kept.iterdir()] == ["steps-000000000128.gritax"]
     figures = json.loads(run.read_text())
     assert figures["relative_distance"] < 2e-6
     assert figures["depth"] < 128
     with pytest.raises(SystemExit) as ended:
         main(["report", str(run), "--output", str(tmp_path / "run.html")])
     assert ended.value.code == 0
-    for options in (["--rank", "3"], ["--method", "newton", "--resume", "kept"], ["--method", "newton", "--sweeps", "0"]):
+    for options in (["--rank", "3"], ["--method", "newton", "--refresh", "4"], ["--method", "newton", "--sweeps", "0"]):
         with pytest.raises(SystemExit) as ended:
             main(["train", "diabetes", *options])
         assert ended.value.code == 2

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from ._arguments import require_whole
 from ._layout import Layout
+from ._method import Method, Options, Task
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Multigrid:
+class Multigrid(Method):
     r"""The multigrid method: which levels, which cycle, how much relaxation.
 
     Level $l$ has $N_l$ steps, $N_{l+1} = \lfloor N_l / m_l \rfloor$, and one of its steps has the stride
@@ -103,6 +104,9 @@ class Multigrid:
         2     62      16       4         FCF
         3     15      64              serial
     """
+
+    takes: ClassVar[frozenset[str]] = Method.OPTIONS
+    differentiable: ClassVar[bool] = True
 
     coarsening: int | tuple[int, ...] = 4
     max_levels: int | None = None
@@ -138,6 +142,15 @@ class Multigrid:
                     f"coarsening gives {len(self.coarsening)} factors, enough for {available} levels, but max_levels is "
                     f"{self.max_levels}. Give {self.max_levels - 1} factors, or lower max_levels."
                 )
+
+    def require(self, num_steps: int, options: Options) -> None:
+        super().require(num_steps, options)
+        self.hierarchy(num_steps)
+
+    def solved(self, task: Task, options: Options) -> tuple[Any, Any]:
+        from ._multigrid import solved  # it is built upon levels, which this file is about
+
+        return solved(self, task, options)
 
     def hierarchy(self, num_steps: int) -> "Hierarchy":
         """The levels for `num_steps` training steps. Raises `ValueError` for fewer than one."""

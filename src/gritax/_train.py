@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from ._attempt import Progress
 from ._convergence import DEFAULT_TOLERANCE, require_tolerance
 from ._entry import entry
 from ._evolution import Evolution
+from ._method import Method, Options, Task
 from ._obstacles import obstacle
 from ._pace import InWindows, OneByOne, Pace
 from ._run import TABLE, Run
@@ -28,7 +30,6 @@ from ._warning import warn
 from ._window import most_steps
 from .checkpoint import Directory, Keeper, difference, digest, kept_in, taken
 from .coarse import Choice, named, words
-from .newton import Newton, solution_by
 from .planning import LEAST_WORK, Plan, can_pay, measured, planned
 from .training import TrainStep
 
@@ -52,7 +53,7 @@ def train(
     *,
     goal: Literal["time", "depth"] = "time",
     plan: Plan | None = None,
-    method: Newton | None = None,
+    method: Method | None = None,
     coarse: Choice = "auto",
     key: Array | None = None,
     has_aux: bool = False,
@@ -83,11 +84,12 @@ def train(
       serial training would take, and not at all where that is short.
     - `method`: a `gritax.Newton`, which takes all steps in one window that slides along them, in few evaluations for each; None
       for multigrid in windows. If training amplifies errors beyond the tolerance, all steps are taken one after the other after
-      all. `goal`, `plan`, `coarse`, `window`, `checkpoint` and `mesh` are not for it yet.
+      all. `goal`, `plan`, `coarse`, `window` and `mesh` are not for it yet.
     - `tolerance`: `None` for final parameters within 1e-6 of the distance that they travel; a number is an absolute tolerance
       on the residuals of all windows together, as for `gritax.solve`.
     - `window`: the most steps of a window; `None` for as many as fit into 2 GiB.
-    - `checkpoint`: a directory for what is known after each window. The last two are kept.
+    - `checkpoint`: a directory for what is known after each window, or every few seconds of a `method` and at an interrupt. The
+      last two are kept.
     - `resume`: go on from the newest whole checkpoint in that directory, or begin if there is none. The weights are those of an
       uninterrupted run. A path stands for `checkpoint=path, resume=True`.
     - `throw`: raise `ConvergenceError`, with the solution in its `solution`, if the weights are not those asked for.
@@ -111,6 +113,7 @@ def train(
     >>> bool(jnp.allclose(trained.params, 1 - 0.99**2000, atol=1e-5))
     True
     """
+    began = time.perf_counter()
     _require(num_steps, goal, plan, tolerance, window, throw, progress)
     if method is not None:
         _require_alone(method, goal, plan, coarse, window, checkpoint, resume, mesh)
@@ -131,6 +134,7 @@ def train(
         evolution, floating, clock = validated(tabulated, first, num_steps)
         state, progress = evolution.merge(floating, clock), progress or Progress()
         asked = {"num_steps": num_steps, "tolerance": tolerance, "goal": goal, "window": window, "coarse": words(coarse)}
+        asked |= method.asked if method else {}
         if keeper:
             asked["origin"] = digest(state)
         run = Run(step, state, num_steps, tolerance, DEFAULT_TOLERANCE, progress, asked, tabulated, mesh=mesh)
@@ -139,8 +143,10 @@ def train(
         require_agreement(mesh, run.done)
         if pace is None and (refusal := obstacle(evolution, floating, clock, num_steps)):
             pace = OneByOne(refusal.removesuffix("."), TABLE)
-        elif method is not None:
-            solution = solution_by(method, step.prepared(num_steps), first, num_steps, tolerance, progress)
+        elif pace is None and method is not None:
+            task = Task(evolution.with_phi(step.prepared(num_steps)), floating, clock, num_steps)
+            kept = keeper and (keeper.directory, keeper.resumes)
+            solution, _ = method.solved(task, Options(progress, began, tolerance, checkpoint=kept, mesh=mesh))
             if solution.converged:
                 return ended(solution, throw, progress)
             run.give_up(solution)
@@ -182,13 +188,17 @@ def _require(num_steps, goal, plan, tolerance, window, throw, progress) -> None:
 
 def _require_alone(method, goal, plan, coarse, window, checkpoint, resume, mesh) -> None:
     """Raises `ValueError` for what is no method of `train`, and for arguments that a method has no use for."""
-    if not isinstance(method, Newton):
+    if not (isinstance(method, Method) and method.trains):
         raise ValueError(f"method must be a gritax.Newton, or None for multigrid in windows, not {method!r}.")
-    given = {"plan": plan, "window": window, "checkpoint": checkpoint, "resume": resume or None, "mesh": mesh}
-    given |= {"goal": None if goal == "time" else goal, "coarse": None if coarse == "auto" else coarse}
+    given = {"plan": plan, "window": window, "goal": None if goal == "time" else goal}
+    given["coarse"] = None if isinstance(coarse, str) and coarse == "auto" else coarse
+    if "checkpoint" not in method.takes:
+        given |= {"checkpoint": checkpoint, "resume": resume or None}
+    if "mesh" not in method.takes:
+        given["mesh"] = mesh
     for name, value in given.items():
         if value is not None:
-            raise ValueError(f"{name} is not for method=gritax.Newton(...) yet: leave it out, or leave out the method.")
+            raise ValueError(f"{name} is not for method={method.name}(...) yet: leave it out, or leave out the method.")
 
 
 def _fastest(run: Run, plan: Plan | None, evolution, floating, clock, longest: int) -> Pace:

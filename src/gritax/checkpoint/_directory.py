@@ -28,6 +28,7 @@ _MAGIC = f"gritax checkpoint {_FORMAT}\n".encode()
 _SUFFIX = ".gritax"
 _UNFINISHED = ".unfinished"
 _KEPT = 2
+OWN = "own"  # the fact by which what a method keeps of itself is known
 _DIGITS = 12
 
 
@@ -52,6 +53,19 @@ class Directory:
     def __init__(self, path: str | os.PathLike):
         self.path = directory(path)
         self.lock = Lock(self.path)
+
+    def require(self, resume: bool) -> None:
+        """Raises `ValueError` for iterates of a multigrid solve, and for an earlier run that is not to be resumed."""
+        if iterates := sorted(each.name for each in self.path.iterdir() if each.is_dir() and each.name.isdecimal()):
+            raise ValueError(
+                f"checkpoint: {self.path} has iterates of a multigrid solve ({iterates[-1]}), not what gritax.train or "
+                "gritax.Newton keep: name another directory."
+            )
+        if not resume and (files := self.files()):
+            raise ValueError(
+                f"checkpoint: {self.path} has checkpoints already ({files[0].name}): go on with resume=True, or name another "
+                "directory."
+            )
 
     def files(self) -> list[Path]:
         """What has the name of a checkpoint, the newest first."""

@@ -24,6 +24,7 @@ from .._optional import needs
 from .._points import Points, states_at
 from .._sharing import count, require_agreement
 from ._arrays import from_arrays, to_arrays
+from ._directory import Directory
 from ._facts import Unusable, require_kinds
 from ._lock import Lock
 from ._same_run import require_same, require_same_step, taken
@@ -72,6 +73,11 @@ class Iterates:
         self._processes = {device.process_index for device in devices} or {jax.process_index()}
 
     def __enter__(self) -> "Iterates":
+        if files := Directory(self.path).files():
+            raise ValueError(
+                f"checkpoint: {self.path} has checkpoints of gritax.train or gritax.Newton ({files[0].name}), not the "
+                "iterates of a multigrid solve: name another directory."
+            )
         with ExitStack() as held:
             if jax.process_index() == min(self._processes):
                 held.enter_context(Lock(self.path))

@@ -19,9 +19,9 @@ from .._sensitivity import Sensitivity
 from .._sharing import is_of_several_processes
 from .._solution import WindowReport
 from ._arrays import from_arrays, to_arrays
-from ._directory import Checkpoint, Directory
+from ._directory import OWN, Checkpoint, Directory
 from ._facts import Unusable, built, require_kinds
-from ._same_run import require_same, require_same_step, taken
+from ._same_run import require_same, require_same_method, require_same_step, taken
 
 
 logger = logging.getLogger("gritax")
@@ -62,7 +62,7 @@ class Keeper:
     """
 
     def __init__(self, directory: Directory, resume: bool, mesh: Mesh | None = None):
-        self.directory, self._resume = directory, resume
+        self.directory, self.resumes = directory, resume
         self._writes = not is_of_several_processes(mesh) or jax.process_index() == 0
         self._first: dict[str, Any] = {}
         self._held = ExitStack()
@@ -72,11 +72,7 @@ class Keeper:
         with ExitStack() as held:
             if self._writes:
                 held.enter_context(self.directory.lock)
-            if not self._resume and (files := self.directory.files()):
-                raise ValueError(
-                    f"checkpoint: {self.directory.path} has checkpoints already ({files[0].name}): go on with resume=True, or "
-                    "name another directory."
-                )
+            self.directory.require(self.resumes)
             self._held = held.pop_all()
         return self
 
@@ -109,12 +105,14 @@ class Keeper:
         self.directory.save(Checkpoint(run.done, facts | {"arrays": len(state)}, [*state, *direction]))
 
     def resumed(self, run: Run) -> Pace | None:
-        """Takes `run`, which has not begun, to where the newest checkpoint has it, and says how it goes on; None without one.
+        """Takes `run`, which has not begun, to where the newest checkpoint has it, and says how it goes on.
+
+        None without one, and for one that the method of the run takes up by itself.
 
         Raises `ValueError` if the checkpoint is of another run.
         """
         what = f"the run in {self.directory.path}"
-        found = self.directory.latest(lambda checkpoint: _kept(what, checkpoint, run)) if self._resume else None
+        found = self.directory.latest(lambda checkpoint: _kept(what, checkpoint, run)) if self.resumes else None
         if found is None:
             self._first = taken(*run.next_step())
             return None
@@ -128,9 +126,16 @@ class Keeper:
         return found.pace
 
 
-def _kept(what: str, checkpoint: Checkpoint, run: Run) -> _Kept:
-    """Raises `Unusable` for what `Keeper.save` has not written, and `ValueError` for what it has of another run."""
+def _kept(what: str, checkpoint: Checkpoint, run: Run) -> _Kept | None:
+    """None for what a method keeps by itself.
+
+    Raises `Unusable` for what `Keeper.save` has not written, and `ValueError` for what it has of another run.
+    """
     facts, then = checkpoint.facts, copy(run)
+    require_kinds(facts, {"asked": dict})
+    require_same_method(what, facts["asked"], run.asked)
+    if OWN in facts:
+        return None
     require_kinds(facts, _KINDS)
     require_kinds(facts["asked"], dict.fromkeys(run.asked, object))
     for step in (facts["first"], *filter(None, [facts["next"]])):

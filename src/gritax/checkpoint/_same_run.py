@@ -93,6 +93,13 @@ def require_same_step(
     )
 
 
+def require_same_method(what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises `ValueError` for a run of another method. One that names none is of multigrid, in windows."""
+    then, this = (asked.get("method") or "multigrid in windows" for asked in (before, now))
+    if then != this:
+        raise ValueError(f"resume: {what} is by {then}, not by {this}. {_CURE}")
+
+
 def require_same(what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises `ValueError` for the first thing that was other than now. "origin" is the digest of the first state."""
     for name, given in now.items():

@@ -13,9 +13,9 @@ import jax
 from rich.console import Console
 
 from .._hierarchy import Multigrid
+from .._method import Method
 from .._spectrum import Spectrum, spectrum
 from ..experiments import Comparison, compare
-from ..newton import Newton
 from ..placement import is_first, mesh
 from ..problems import Problem
 from ..progress import Live
@@ -32,8 +32,9 @@ def one_or_many(values: tuple[int, ...] | None, otherwise: int) -> int | tuple[i
     return values[0] if len(values) == 1 else values
 
 
-def compared(command: Any, console: Console, problem: Problem, method: Multigrid | Newton | None) -> int:
+def compared(command: Any, console: Console, problem: Problem, method: Method | None) -> int:
     """Solves and trains serially on the devices there are, shows it, writes it if that was asked for; the exit status."""
+    takes = (method or Multigrid()).takes
     with Live(console) as progress:
         comparison = compare(
             problem,
@@ -42,13 +43,13 @@ def compared(command: Any, console: Console, problem: Problem, method: Multigrid
             progress=progress,
             tolerance=command.tolerance,
             max_iterations=command.max_iterations,
-            mesh=None if isinstance(method, Newton) else mesh(),
+            mesh=mesh() if "mesh" in takes else None,
             resume=command.resume or False,
-            profile=command.json is not None and not isinstance(method, Newton),
+            profile=command.json is not None and "profile" in takes,
         )
     _show(console, comparison)
     predicted = None
-    if command.spectrum and not isinstance(method, Newton):
+    if command.spectrum and isinstance(method, Multigrid | None):
         predicted = spectrum(problem.step, problem.state, command.steps, method)
     if predicted is not None:
         console.print(f"\n{predicted}")

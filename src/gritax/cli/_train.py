@@ -45,7 +45,7 @@ class Train(Training):
     max_iterations: int = 50
     """At most so many iterations."""
     resume: Perhaps = None
-    """Keep the iterates in this directory, and go on from the newest if it has some (pip install orbax-checkpoint)."""
+    """Keep the run in this directory, and go on from there if it has begun (multigrid: pip install orbax-checkpoint)."""
     spectrum: bool = False
     """Predict the convergence factor as well, from the curvature along serial training."""
     json: Perhaps = None
@@ -70,7 +70,7 @@ class Train(Training):
         return compared(self, console, problem, method)
 
     def _newton(self) -> Newton:
-        for name in ("refresh", "coarsening", "relaxation", "resume", "spectrum"):
+        for name in ("refresh", "coarsening", "relaxation", "spectrum"):
             if getattr(self, name) not in (None, False):
                 raise ValueError(f"--{name} is for --method multigrid, not for newton.")
         return Newton(32 if self.rank is None else self.rank, 5.0 if self.sweeps is None else self.sweeps)

@@ -59,4 +59,6 @@ def acceptance(
     left = jnp.maximum(budget - jnp.square(front.error), _LEAST * budget)
     good = ((jnp.square(error) <= _SHARE * left) & (index < kept)).at[0].set(True)
     accepted = jnp.sum(jnp.cumprod(good.astype(jnp.int32))).astype(jnp.int32)
+    if shape.save_every:
+        accepted = jnp.minimum(accepted, shape.save_every - front.taken % shape.save_every)
     return Acceptance(accepted, kept, error[accepted - 1], distance[accepted - 1], moved)

@@ -22,7 +22,7 @@ class Shape:
     """The static facts that a program is compiled for.
 
     `capacity` places for steps in flight, a multiple of `BLOCK`, of which at most `most` are taken; the rank of the model; the
-    steps of the run; the sweeps that it records.
+    steps of the run; the sweeps that it records; after how many steps each a state is asked for, 0 for none.
     """
 
     capacity: int
@@ -30,11 +30,12 @@ class Shape:
     rank: int
     num_steps: int
     sweeps: int
+    save_every: int = 0
 
     @classmethod
-    def of(cls, places: int, most: int, rank: int, num_steps: int, sweeps: int) -> "Shape":
+    def of(cls, places: int, most: int, rank: int, num_steps: int, sweeps: int, save_every: int = 0) -> "Shape":
         """With as few blocks as hold so many places."""
-        return cls(-(-min(places, most) // BLOCK) * BLOCK, most, rank, num_steps, sweeps)
+        return cls(-(-min(places, most) // BLOCK) * BLOCK, most, rank, num_steps, sweeps, save_every)
 
     @property
     def room(self) -> int:

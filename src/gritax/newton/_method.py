@@ -3,12 +3,14 @@
 import math
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any, ClassVar
 
 from .._arguments import require_bool, require_whole
+from .._method import Method, Options, Task
 
 
 @dataclass(frozen=True)
-class Newton:
+class Newton(Method):
     r"""Quasi-Newton on the whole chain of steps, in a window that slides along it.
 
     For the residuals $r_{i+1} = \Phi_i(w_i) - w_{i+1}$ of all steps in flight, a *sweep* solves
@@ -42,6 +44,9 @@ class Newton:
     (True, True)
     """
 
+    takes: ClassVar[frozenset[str]] = frozenset({"save_every", "checkpoint"})
+    trains: ClassVar[bool] = True
+
     rank: int = 32
     sweeps: float = 5.0
     window: int | None = None
@@ -55,3 +60,18 @@ class Newton:
         if self.window is not None:
             require_whole("window", self.window, 16)
         require_bool("verify", self.verify)
+
+    def require(self, num_steps: int, options: Options) -> None:
+        super().require(num_steps, options)
+        if options.tolerance == 0:
+            raise ValueError("tolerance must be above 0 with gritax.Newton: steps are in flight until their error is small.")
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        window = self.window if self.window is None else int(self.window)
+        return {**super().asked, "rank": int(self.rank), "sweeps": float(self.sweeps), "window": window}
+
+    def solved(self, task: Task, options: Options) -> tuple[Any, None]:
+        from ._solution import solution_by  # it is built upon this class
+
+        return solution_by(self, task, options), None

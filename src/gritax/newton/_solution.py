@@ -2,6 +2,8 @@
 
 import math
 from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,34 +11,33 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._amplification import ROUNDINGS_TOLD, Serial, serial_twins
-from .._attempt import Progress
 from .._convergence import DEFAULT_TOLERANCE, Verdict
-from .._evolution import Evolution, Phi, optional
+from .._evolution import Evolution, optional
 from .._hierarchy import Hierarchy, Level
-from .._obstacles import require_no_obstacle
+from .._method import Options, Task
 from .._solution import Solution, counted
-from .._validation import is_concrete, validated
 from .._warning import warn
+from ..checkpoint import digest
 from ..training import TrainState
 from ._chain import chain_of, tabulated
+from ._fronts import Fronts
 from ._method import Newton
 from ._solve import Run, require_room, run
 
 
-def solution_by(
-    method: Newton, phi: Phi, state: PyTree, num_steps: int, tolerance: float | None, progress: Progress
-) -> Solution:
-    """The steps of `phi` from `state`, solved by `method`. Raises `ValueError` for what it cannot take."""
-    if not is_concrete((phi, state)):
-        raise ValueError("method: a solve by gritax.Newton has no derivatives yet, and is not for vmap: use gritax.Multigrid.")
-    if tolerance == 0:
-        raise ValueError("tolerance must be above 0 with gritax.Newton: steps are in flight until their error is small.")
-    evolution, floating, clock = validated(phi, state, num_steps)
-    require_no_obstacle(evolution, floating, clock, num_steps)
+def solution_by(method: Newton, task: Task, options: Options) -> Solution:
+    """The steps of the task, solved by `method`. Raises `ValueError` for what it cannot take."""
+    evolution, floating, clock, num_steps = task.evolution, task.floating, task.clock, task.num_steps
+    tolerance, phi = options.tolerance, evolution.phi
     _require_corrected(evolution, floating, clock)
     require_room(method, floating)
+    keep, asked = None, {"num_steps": num_steps, "tolerance": tolerance if tolerance is None else float(tolerance)}
+    asked |= {"save_every": options.save_every}
+    if options.checkpoint:
+        keep = Fronts(*options.checkpoint, asked | method.asked | {"origin": digest(evolution.merge(floating, clock))}, task)
     evolution = tabulated(evolution, floating, clock, num_steps)
-    found = run(method, evolution, floating, clock, num_steps, tolerance, progress)
+    with keep or nullcontext():
+        found = run(method, replace(task, evolution=evolution), options, keep)
     serial = None
     if method.verify and found.finite:
         serial = serial_twins(evolution, floating, clock, num_steps, evolution.split(found.state)[0])
@@ -59,6 +60,7 @@ def solution_by(
         exact_steps=1,
         coarse_steps=str(method),
         amplification=serial.amplification.growth if serial else found.growth,
+        states=found.states,
         _depth_by_lanes=Counter(found.history[:, 1].astype(int).tolist()),
         _losses=None if (losses := found.losses) is None else lambda: losses,
     )

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._attempt import Progress
 from .._convergence import DEFAULT_TOLERANCE
-from .._evolution import Evolution
 from .._kernel import kernel, make_room
+from .._method import Options, Task
 from ..training import TrainStep
 from ._chain import chain_of
 from ._flight import Aim, Flight, Shape, begun, enlarged
+from ._fronts import Fronts, Reached
 from ._method import Newton
+from ._saving import Saved, nothing_saved, with_front
 from ._sweep import swept
 
 
@@ -44,6 +45,7 @@ class Run:
     size: float
     history: np.ndarray
     losses: np.ndarray | None
+    states: PyTree
 
 
 def most_in_flight(floating: PyTree[Array]) -> int:
@@ -61,59 +63,75 @@ def require_room(method: Newton, floating: PyTree[Array]) -> None:
         )
 
 
-def run(
-    method: Newton,
-    evolution: Evolution,
-    floating: PyTree[Array],
-    clock: PyTree[Array],
-    num_steps: int,
-    tolerance: float | None,
-    progress: Progress,
-) -> Run:
-    """Sweeps until all steps are final. `tolerance` is absolute, on the error of the final state."""
+def run(method: Newton, task: Task, options: Options, keep: Fronts | None) -> Run:
+    """Sweeps until all steps are final. The tolerance is absolute, on the error of the final state."""
+    tolerance, save_every = options.tolerance, options.save_every or 0
+    evolution, floating, clock, num_steps = task.evolution, task.floating, task.clock, task.num_steps
     make_room((jax.tree.structure(evolution), num_steps))
     eps = float(jnp.finfo(chain_of(evolution, floating, clock).first.dtype).eps)
     aim = Aim(float(method.sweeps), max(DEFAULT_TOLERANCE, _ROUNDINGS * eps) if tolerance is None else 0.0, tolerance or 0.0)
     most = min(method.window or most_in_flight(floating), max(num_steps, 16))
-    shape = Shape.of(_FIRST_CAPACITY, most, method.rank, num_steps, _CALL)
     given = evolution, floating, clock
-    flight = _begin(*given, shape=shape, window=min(_FIRST_WINDOW, shape.room))
-    history, before, began = [], 0, time.perf_counter()
-    while True:
-        flight, told = _sweeps(*given, aim, flight, shape=shape)
-        taken, live, sweeps, finite = (int(x) for x in np.asarray(told))
-        history.append(np.asarray(flight.tally.history)[np.arange(before, sweeps) % _CALL])
-        before = sweeps
-        progress.front(taken, num_steps, live, sweeps, time.perf_counter() - began)
-        if taken >= num_steps or not finite:
-            return _ended(evolution, floating, clock, flight, np.concatenate(history), bool(finite))
-        if live >= shape.capacity < shape.most:
-            shape = Shape.of(_LARGER * shape.capacity, most, method.rank, num_steps, _CALL)
-            flight = enlarged(flight, shape.capacity)
+
+    def shape_of(places: int) -> Shape:
+        return Shape.of(places, most, method.rank, num_steps, _CALL, save_every)
+
+    def begun(places: int) -> Reached:
+        window = min(_FIRST_WINDOW, shape_of(_FIRST_CAPACITY).room)
+        return Reached.nothing(*_begin(*given, shape=shape_of(places), window=window))
+
+    at = (keep and keep.latest(begun)) or begun(_FIRST_CAPACITY)
+    began, taken, finite = time.perf_counter() - at.seconds, at.taken, at.finite
+    try:
+        while taken < num_steps and finite:
+            shape = shape_of(len(at.flight.rows.x))
+            (flight, saved), told = _sweeps(*given, aim, at[:2], shape=shape)
+            at = at._replace(flight=flight, saved=saved)
+            taken, live, sweeps, finite = (int(x) for x in np.asarray(told))
+            at = at._replace(seconds=time.perf_counter() - began).recorded()
+            options.progress.front(taken, num_steps, live, sweeps, at.seconds)
+            if keep:
+                keep.save(at, at_once=taken >= num_steps or not finite)
+            if live >= shape.capacity < shape.most:
+                at = at._replace(flight=enlarged(at.flight, shape_of(_LARGER * shape.capacity).capacity))
+    except (KeyboardInterrupt, SystemExit):
+        if keep:
+            keep.interrupted(at)
+        raise
+    return _ended(*given, at, bool(finite))
 
 
 @partial(kernel, static_argnames=("shape", "window"))
-def _begin(evolution, floating, clock, shape: Shape, window: int) -> Flight:
-    return begun(chain_of(evolution, floating, clock), shape, window)
+def _begin(evolution, floating, clock, shape: Shape, window: int) -> tuple[Flight, Saved | None]:
+    chain = chain_of(evolution, floating, clock)
+    return begun(chain, shape, window), nothing_saved(evolution, chain, shape)
 
 
 @partial(kernel, static_argnames="shape", donate_argnums=4)
-def _sweeps(evolution, floating, clock, aim, flight: Flight, shape: Shape) -> tuple[Flight, Array]:
-    """(the flight after at most as many sweeps as are recorded, until it ends or has no room; what the host asks of it)."""
-    chain, most = chain_of(evolution, floating, clock), flight.tally.sweeps + shape.sweeps
+def _sweeps(evolution, floating, clock, aim, given: tuple[Flight, Saved | None], shape: Shape):
+    """(the flight after at most as many sweeps as are recorded, until it ends or has no room; what the host asks of it).
+
+    With the flight, the states that are asked for.
+    """
+    chain, most = chain_of(evolution, floating, clock), given[0].tally.sweeps + shape.sweeps
     wanted = Aim(*(jnp.asarray(x, chain.first.dtype) for x in aim))
 
-    def goes_on(flight: Flight) -> Array:
+    def goes_on(given: tuple[Flight, Saved | None]) -> Array:
+        flight, _ = given
         has_room = (flight.rows.live < shape.capacity) | (shape.capacity >= shape.most)
         return (flight.front.taken < shape.num_steps) & (flight.tally.sweeps < most) & flight.finite & has_room
 
-    flight = jax.lax.while_loop(goes_on, partial(swept, chain, shape, wanted), flight)
+    def sweep(given: tuple[Flight, Saved | None]) -> tuple[Flight, Saved | None]:
+        flight, saved = swept(chain, shape, wanted, given[0]), given[1]
+        return flight, with_front(evolution, chain, shape, saved, flight)
+
+    flight, saved = jax.lax.while_loop(goes_on, sweep, given)
     front, rows, tally = flight.front, flight.rows, flight.tally
-    return flight, jnp.stack([front.taken, rows.live, tally.sweeps, flight.finite.astype(jnp.int32)])
+    return (flight, saved), jnp.stack([front.taken, rows.live, tally.sweeps, flight.finite.astype(jnp.int32)])
 
 
-def _ended(evolution, floating, clock, flight: Flight, history: np.ndarray, finite: bool) -> Run:
-    front, chain = flight.front, chain_of(evolution, floating, clock)
+def _ended(evolution, floating, clock, at: Reached, finite: bool) -> Run:
+    flight, front, chain = at.flight, at.flight.front, chain_of(evolution, floating, clock)
     x, num_steps = flight.rows.x[0], len(flight.tally.losses) - len(flight.rows.x)
     return Run(
         state=chain.state(x, front.memory),
@@ -123,6 +141,7 @@ def _ended(evolution, floating, clock, flight: Flight, history: np.ndarray, fini
         growth=float(front.growth),
         moved=float(jnp.linalg.norm(x - chain.first)),
         size=float(jnp.linalg.norm(x)),
-        history=history,
+        history=at.history,
         losses=np.asarray(flight.tally.losses[:num_steps]) if isinstance(evolution.phi, TrainStep) else None,
+        states=None if at.saved is None else evolution.merge(*at.saved),
     )
