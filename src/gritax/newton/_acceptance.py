@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._flight import Aim, Front, Rows, Shape
+from ._prefix import largest_so_far
 
 
 # A rate that is small by accident is none; a step whose correction grows has an error of several of them.
@@ -45,7 +46,7 @@ def acceptance(
     moved = jnp.where(index == last, norm(delta)[jnp.maximum(last - 1, 0)], norm(delta)).at[0].set(0)
     before = jnp.where(index == last, rows.moved[jnp.maximum(last, 0)], jnp.roll(rows.moved, -1))
     is_live = index < rows.live
-    distance = jax.lax.cummax(jnp.maximum(front.travelled, jnp.where(is_live, norm(new - origin[None]), 0)))
+    distance = largest_so_far(jnp.maximum(front.travelled, jnp.where(is_live, norm(new - origin[None]), 0)))
 
     wild = is_live & ~(moved <= _FAR * distance) & (index > 0)
     first_wild = jnp.argmax(wild).astype(jnp.int32)
@@ -58,7 +59,7 @@ def acceptance(
     budget = jnp.square((aim.relative * distance + aim.absolute) * (0.5 + 0.5 * progress))
     left = jnp.maximum(budget - jnp.square(front.error), _LEAST * budget)
     good = ((jnp.square(error) <= _SHARE * left) & (index < kept)).at[0].set(True)
-    accepted = jnp.sum(jnp.cumprod(good.astype(jnp.int32))).astype(jnp.int32)
+    accepted = jnp.where(jnp.all(good), shape.capacity, jnp.argmin(good)).astype(jnp.int32)
     if shape.save_every:
         accepted = jnp.minimum(accepted, shape.save_every - front.taken % shape.save_every)
     return Acceptance(accepted, kept, error[accepted - 1], distance[accepted - 1], moved)

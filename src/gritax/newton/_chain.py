@@ -80,8 +80,13 @@ def chain_of(evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array]
 
 
 def follow_all(chain: Chain, x: Array, gradients: Array, values: Array, memory: PyTree, pos: Array, blocks: int):
-    """(states after each step, S after each of so many equal parts of the window)."""
+    """(states after each step, S after each of so many equal parts of the window; None for S if nothing in it is floating)."""
     starts = pos + jnp.arange(len(x), dtype=jnp.int32)
+    if not any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(memory)):
+        # Only counters go from one step to the next: these in their order, and then all states at once.
+        count = lambda memory, start: (chain.follow(x[0], gradients[0], values[0], memory, start)[1], memory)
+        _, memories = jax.lax.scan(count, memory, starts)
+        return jax.vmap(lambda *given: chain.follow(*given)[0])(x, gradients, values, memories, starts), None
 
     def step(memory, given):
         x, gradient, value, start = given

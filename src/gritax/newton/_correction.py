@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._curvature import Curvature
+from ._prefix import cumulated, recurrence
 from ._response import Response
 
 
@@ -17,20 +18,9 @@ def correction(residuals: Array, model: Curvature, response: Response) -> Array:
     """delta after each step [steps, P], from the residuals of the steps, zero where there are none."""
     v, d = model.directions, response.units
     forcing = residuals @ (v / d[:, None])
-    size = response.transfer.shape[-1]
-    matrices = (
-        response.transfer[:, None]
-        + model.values[None, :, None, None] * jnp.einsum("ni,j->nij", response.gain, jnp.eye(size, dtype=v.dtype)[0])[:, None]
-    )
-    vectors = jnp.zeros((*forcing.shape, size), v.dtype).at[..., 0].set(forcing)
-
-    def after(first, second):
-        (m, b), (n, c) = first, second
-        return n @ m, (n @ b[..., None])[..., 0] + c
-
-    _, modes = jax.lax.associative_scan(after, (matrices, vectors))
-    off = modes[..., 0] - jnp.cumsum(forcing, axis=0)
-    return jnp.cumsum(residuals, axis=0) + (off @ v.T) * d[None]
+    modes = recurrence(response.transfer, response.gain, model.values, forcing)
+    off = modes - cumulated(forcing)
+    return cumulated(residuals) + (off @ v.T) * d[None]
 
 
 def continued(last: Array, steps: Array, gradient: Array, at: Array, model: Curvature, response: Response) -> Array:

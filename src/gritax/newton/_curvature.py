@@ -51,10 +51,11 @@ def secant_update(model: Curvature, changes: Array, gradients: Array, valid: Arr
     Neighbouring pairs are added to `groups` of them; `new` directions at most are taken up.
     """
     scale = jnp.where(valid, 1 / jnp.where(valid, jnp.linalg.norm(changes, axis=1), 1), 0)
-    order = jnp.cumsum(valid) - 1
-    count = jnp.maximum(order[-1] + 1, 1)
-    group = jnp.where(valid, order * groups // count, groups)
-    together = jax.nn.one_hot(group, groups, dtype=changes.dtype).T
+    # The valid pairs lie between the first of them and the last, but for a few.
+    index, places = jnp.arange(len(valid)), len(valid)
+    first, last = jnp.argmax(valid), places - 1 - jnp.argmax(valid[::-1])
+    group = jnp.where(valid, (index - first) * groups // (last + 1 - first), groups)
+    together = (group[None] == jnp.arange(groups)[:, None]).astype(changes.dtype)
     together = together / jnp.sqrt(jnp.maximum(jnp.sum(together, axis=1, keepdims=True), 1)) * scale[None]
     y, s = together @ changes, together @ gradients
     values, vectors = jnp.linalg.eigh(y @ y.T)

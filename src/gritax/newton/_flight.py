@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 
 from ._chain import Chain
 from ._curvature import Curvature
-from ._response import members
+from ._response import Recurrence, members, recurrence
 from ._twin import Twin
 
 
@@ -115,6 +115,7 @@ class Flight(NamedTuple):
     rows: Rows
     twin: Twin
     model: Curvature
+    known: Recurrence
     units: Array
     window: Array
     tally: Tally
@@ -138,6 +139,7 @@ def begun(chain: Chain, shape: Shape, window: int) -> Flight:
         ),
         Twin.begun(x.size, members(chain), shape.rank, x.dtype),
         Curvature.none(x.size, shape.rank, x.dtype),
+        recurrence(chain, shape.num_steps),
         jnp.ones_like(x),
         jnp.asarray(window, x.dtype),
         Tally(

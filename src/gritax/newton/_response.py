@@ -35,6 +35,7 @@ class Response(NamedTuple):
 
 # A step that moves parameters by less of its gradient than this share clips it.
 _CLIPPED = 0.7
+_MOST_ROWS = 2**16  # of the recurrence along a run
 _SETTLING = 16  # steps after which an unknown optimizer makes about the same of a gradient that stays
 
 
@@ -79,46 +80,80 @@ def members(chain: Chain) -> int:
     return max(len(kind.members(family)) for family in kind.families if family is not None) if alike else 1
 
 
+class Recurrence(NamedTuple):
+    """What is known of the response before the first sweep: T and A of every so many steps of the run, second moments as 1.
+
+    - `transfer` [n, k, k], `gain` [n, k]: of one step in each `stride`; n is 1 if all steps are alike.
+    - `diagonal` [P]: the largest |A_0| of each parameter, in units of which they are.
+    """
+
+    transfer: Array
+    gain: Array
+    diagonal: Array
+    stride: Array
+
+    def along(self, taken: Array, count: int) -> tuple[Array, Array]:
+        """(T, A) of so many steps from step `taken` on."""
+        rows = (taken + jnp.arange(count, dtype=jnp.int32)) // self.stride
+        rows = jnp.minimum(rows, len(self.gain) - 1)
+        return self.transfer[rows], self.gain[rows]
+
+
+def recurrence(chain: Chain, num_steps: int) -> Recurrence:
+    """The recurrence along the run, for `chain` as it begins."""
+    size, dtype, one = chain.first.size, chain.first.dtype, jnp.int32(1)
+    found = modelled(chain.step.optimizer, chain.params) if isinstance(chain, Training) else None
+    if found is None:
+        return Recurrence(jnp.ones((1, 1, 1), dtype), -jnp.ones((1, 1), dtype), jnp.ones(size, dtype), one)
+    assert isinstance(chain, Training)
+    reduced, kind, second, alike = found
+    own = chain.memory if second is None else jax.tree.map(lambda x, flag: None if flag else x, chain.memory, second)
+    families = sorted({family for family in kind.families if family is not None})
+    sizes = [leaf.size for leaf in jax.tree.leaves(chain.params)]
+    stride = -(-num_steps // _MOST_ROWS) if None in kind.families else num_steps
+    offsets = jnp.arange(0, num_steps, stride, dtype=jnp.int32)
+    transfers, gains = jax.vmap(lambda j: _coefficients(reduced, kind, chain.params, _later(own, j), families, dtype))(offsets)
+    if not alike:
+        gains = -jax.vmap(jax.vmap(stays))(transfers, gains)[..., None]
+        transfers = jnp.ones((*gains.shape, 1), dtype)
+    reach = jnp.max(jnp.abs(gains[:, :, 0]), axis=0)
+    reach = jnp.where(reach > 0, reach, 1)
+    # What enters the parameters is in units of d^2.
+    gains = gains.at[:, :, 0].divide(reach[None])
+    transfers = transfers.at[:, :, 0, 1:].divide(reach[None, :, None])
+    weights = jnp.asarray([sizes[family] for family in families], dtype)
+    weights = weights / jnp.sum(weights)
+    of_parameters = jnp.repeat(reach, jnp.asarray(sizes), total_repeat_length=size)
+    return Recurrence(
+        jnp.einsum("f,nfij->nij", weights, transfers), jnp.einsum("f,nfi->ni", weights, gains), of_parameters, one * stride
+    )
+
+
 def response_of(
-    chain: Chain, x: Array, memory: PyTree, after: PyTree, memories: PyTree, gradient: Array, count: int
+    chain: Chain, known: Recurrence, taken: Array, x: Array, memory: PyTree, later: tuple[PyTree, PyTree] | None, gradient: Array,
+    count: int,
 ) -> Response:
     """The response along `count` steps from the front, where the state is `x` and S is `memory`.
 
-    `gradient` is that of the first step, after which S is `after`: second moments are then no longer zero. `memories` are S at
-    the ends of equal parts of these steps.
+    `gradient` is that of the first step. Where second moments drift, `later` has S after that step, when they are no longer
+    zero, and S at the ends of equal parts of these steps.
     """
-    alone = jnp.ones((count, 1, 1), x.dtype), -jnp.ones((count, 1), x.dtype)
+    transfer, gain = known.along(taken, count)
     if not isinstance(chain, Training):
-        return Response(jnp.ones_like(x), *alone)
+        return Response(jnp.ones_like(x), transfer, gain)
     if (found := modelled(chain.step.optimizer, chain.params)) is None:
-        return Response(jnp.sqrt(_rates(chain, x, memory, gradient)), *alone)
-    reduced, kind, second, alike = found
-    params = chain.unflatten(x)
-    own = memory if second is None else jax.tree.map(lambda x, flag: None if flag else x, memory, second)
-    families = sorted({family for family in kind.families if family is not None})
-    sizes = jnp.asarray([leaf.size for leaf in jax.tree.leaves(chain.params)], x.dtype)[jnp.asarray(families)]
-    offsets = jnp.arange(count, dtype=jnp.int32)
-    transfers, gains = jax.vmap(lambda j: _coefficients(reduced, kind, params, _later(own, j), families, x.dtype))(offsets)
-    if not alike:
-        gains = -jax.vmap(jax.vmap(stays))(transfers, gains)[..., None]
-        transfers = jnp.ones((*gains.shape, 1), x.dtype)
-    reach = jnp.max(jnp.abs(gains[:, :, 0]), axis=0)  # a schedule may begin at zero
-    reach = jnp.where(reach > 0, reach, 1)
-    diagonal = jnp.repeat(reach, jnp.asarray([int(n) for n in _sizes(chain)]), total_repeat_length=x.size)
-    drift = jnp.ones(count, x.dtype)
-    if second is not None:
+        return Response(jnp.sqrt(_rates(chain, x, memory, gradient)), transfer, gain)
+    second, params, diagonal = found[2], chain.unflatten(x), known.diagonal
+    if later is not None:
         flat = lambda memory: _bounded(ravel_pytree(response(chain.step.optimizer, second, memory, params))[0])
-        now, then = flat(after), jax.vmap(flat)(memories)
+        now, then = flat(later[0]), jax.vmap(flat)(later[1])
         along = jnp.concatenate([jnp.ones(1, x.dtype), (then @ now) / (now @ now)])
         diagonal = diagonal * now
         drift = jnp.interp(jnp.arange(count) * len(then) / count, jnp.arange(len(along)), along).astype(x.dtype)
-    # What enters the parameters is in units of d^2; what a moment takes from the parameters, the other way round.
-    gains = gains.at[:, :, 0].divide(reach[None])
-    transfers = transfers.at[:, :, 0, 1:].divide(reach[None, :, None]).at[:, :, 1:, 0].multiply(jnp.mean(diagonal))
-    weights = sizes / jnp.sum(sizes)
-    transfer, gain = jnp.einsum("f,nfij->nij", weights, transfers), jnp.einsum("f,nfi->ni", weights, gains)
-    transfer = transfer.at[:, 0, 1:].multiply(drift[:, None])
-    gain = gain.at[:, 0].multiply(drift)
+        transfer = transfer.at[:, 0, 1:].multiply(drift[:, None])
+        gain = gain.at[:, 0].multiply(drift)
+    # What a moment takes from the parameters is in units of d^-2.
+    transfer = transfer.at[:, 1:, 0].multiply(jnp.mean(diagonal))
     return Response(jnp.sqrt(diagonal), transfer, gain * _taken(chain, second, x, gradient, memory, diagonal * -gain[0, 0]))
 
 
@@ -127,7 +162,8 @@ def stays(transfer: Array, gain: Array) -> Array:
     if len(gain) == 1:
         return -gain[0]
     rest = jnp.eye(len(gain), dtype=gain.dtype)[1:, 1:] - transfer[1:, 1:]
-    return -(gain[0] + transfer[0, 1:] @ jnp.linalg.solve(rest, gain[1:]))
+    settled = gain[1:] / rest[0] if len(gain) == 2 else jnp.linalg.solve(rest, gain[1:])
+    return -(gain[0] + transfer[0, 1:] @ settled)
 
 
 def _rates(chain: Training, x: Array, memory: PyTree, gradient: Array) -> Array:
@@ -146,10 +182,6 @@ def _rates(chain: Training, x: Array, memory: PyTree, gradient: Array) -> Array:
 
     found = ravel_pytree(jax.tree.map(rate, moved, chain.unflatten(gradient)))[0]
     return jnp.where(found > 0, found, jnp.maximum(jnp.mean(found), jnp.finfo(x.dtype).tiny))
-
-
-def _sizes(chain: Training) -> list[int]:
-    return [leaf.size for leaf in jax.tree.leaves(chain.params)]
 
 
 def _later(own: PyTree, j: Array) -> PyTree:

@@ -9,13 +9,14 @@ from ._chain import Chain, follow_all, follow_some
 from ._correction import continued, correction
 from ._curvature import Curvature, secant_update, usable
 from ._flight import BLOCK, Aim, Flight, Rows, Shape
+from ._prefix import shifted
 from ._response import drifts, response_of
 from ._twin import POINTS, arrived, departing, rescaled
 
 
 _PARTS = 8  # of the window, after which the optimizer's state is looked at
 _SMALLEST = 16
-_NARROWER, _WIDER, _TOLERATED = 0.93, 1.15, 0.25
+_NARROWER, _WIDER, _TOLERATED, _ALONE = 0.93, 1.15, 0.25, 0.01
 _MEAN = 32  # steps at least over which gradients are averaged for the guess
 _TRUSTED = 4  # steps that a model must be right for
 
@@ -33,9 +34,16 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     towards = jnp.where((index < rows.live - 1)[:, None], jnp.roll(rows.x, -1, axis=0), following)
     residuals = jnp.where(live[:, None], following - towards, 0)
 
-    after = follow_some(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, jnp.int32(1))
-    response = response_of(chain, rows.x[0], flight.front.memory, after, memories, gradients[0], shape.capacity)
-    model = flight.model.rescaled(flight.units / response.units) if drifts(chain) else flight.model
+    later, model = None, flight.model
+    if drifts(chain):
+        after = follow_some(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, jnp.int32(1))
+        later = after, memories
+    response = response_of(
+        chain, flight.known, front.taken, rows.x[0], front.memory, later, gradients[0], shape.capacity
+    )
+    if drifts(chain):
+        ratio = flight.units / response.units
+        model, tangent = model.rescaled(ratio), rescaled(tangent, ratio)
     told = live & (rows.age > 0) & usable(rows.x - rows.before, rows.x[0]) & jnp.all(jnp.isfinite(gradients), axis=1)
     told = jnp.concatenate([told, flight.twin.told])
     changes = jnp.concatenate([(rows.x - rows.before) / response.units[None], flight.twin.changes])
@@ -49,7 +57,6 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     found = acceptance(shape, aim, front, rows, new, delta, chain.first)
     model = Curvature(*(jnp.where(found.kept < _TRUSTED, 0, x) for x in model))
     memory = follow_some(chain, rows.x, gradients, values, front.memory, front.taken, found.accepted)
-    tangent = rescaled(tangent, flight.units / response.units) if drifts(chain) else tangent
     block = rows.x, gradients, front.taken, found.accepted
     twin = departing(tangent, block, model, response, flight.tally.sweeps + 1, found.error)
     front = front._replace(taken=front.taken + found.accepted, memory=memory, travelled=found.travelled)
@@ -66,7 +73,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     )
     finite = jnp.all(jnp.isfinite(following[0])) & _finite(memory)
     moved_on = _moved_on(shape, flight, found, new, gradients, entering, window)
-    return Flight(front, moved_on, twin, model, response.units, window, tally, finite)
+    return Flight(front, moved_on, twin, model, flight.known, response.units, window, tally, finite)
 
 
 def _evaluated(chain: Chain, shape: Shape, flight: Flight) -> tuple[Array, Array, Array]:
@@ -99,7 +106,8 @@ def _window(shape: Shape, aim: Aim, flight: Flight, found: Acceptance) -> Array:
     ages = jnp.where(index < found.accepted, jnp.roll(age, -1) + 1, 0).astype(flight.window.dtype)
     usual = jnp.sum(ages) / found.accepted.astype(ages.dtype)
     window = jnp.where(usual > aim.sweeps + _TOLERATED, flight.window * _NARROWER, flight.window)
-    window = jnp.where(usual < aim.sweeps - _TOLERATED, flight.window * _WIDER, window)
+    # After a single sweep there is nothing less to ask for.
+    window = jnp.where(usual < jnp.maximum(aim.sweeps - _TOLERATED, 1 + _ALONE), flight.window * _WIDER, window)
     window = jnp.where(found.kept < flight.rows.live, jnp.minimum(window, found.kept.astype(window.dtype)), window)
     return jnp.clip(window, min(_SMALLEST, shape.room), shape.room).astype(flight.window.dtype)
 
@@ -112,23 +120,18 @@ def _moved_on(
     there = found.kept - found.accepted + 1
     left = shape.num_steps - flight.front.taken - found.accepted
     live = jnp.minimum(jnp.minimum(jnp.maximum(there, window.astype(jnp.int32)), left), shape.room)
-    later = lambda x, by: jnp.take(x, jnp.minimum(index + by, shape.capacity - 1), axis=0)
-    x = jnp.where((index < there)[:, None], later(new, found.accepted - 1), _entries(entering, index - there + 1))
+    entries = jnp.roll(entering, there - 1, axis=0)
+    x = jnp.where((index < there)[:, None], shifted(new, found.accepted - 1), entries)
     x = jnp.where((index < live)[:, None], x, x[jnp.maximum(live - 1, 0)][None])
     was = index < there - 1
     return Rows(
         x,
-        later(rows.x, found.accepted),
-        later(gradients, found.accepted),
-        jnp.where(was, later(rows.age, found.accepted) + 1, 0),
-        jnp.where(index < there, later(found.moved, found.accepted - 1), jnp.inf),
+        shifted(rows.x, found.accepted),
+        shifted(gradients, found.accepted),
+        jnp.where(was, shifted(rows.age, found.accepted) + 1, 0),
+        jnp.where(index < there, shifted(found.moved, found.accepted - 1), jnp.inf),
         jnp.maximum(live, 1),
     )
-
-
-def _entries(entering: Array, steps: Array) -> Array:
-    """The states that enter so many steps after the last state in flight."""
-    return jnp.take(entering, jnp.clip(steps, 0, len(entering) - 1), axis=0)
 
 
 def _finite(memory: PyTree) -> Array:

@@ -115,8 +115,8 @@ def departing(
     transfer, gain = response.transfer[middle], response.gain[middle]
     curved = transfer[None] + model.values[:, None, None] * jnp.outer(gain, jnp.eye(len(gain), dtype=v.dtype)[0])[None]
     matrices = jnp.concatenate([curved, transfer[None]])
-    until, after = _powers(matrices, at), _powers(matrices, jnp.maximum(accepted - 1 - at, 0))
-    to_end = _powers(matrices, accepted[None])[0]
+    powers = _powers(matrices, jnp.concatenate([at, jnp.maximum(accepted - 1 - at, 0), accepted[None]]))
+    until, after, to_end = powers[:POINTS], powers[POINTS:-1], powers[-1]
 
     in_modes = members @ v
     moved = lambda powers: jnp.einsum("...rij,jr->...ir", powers[..., :-1, :, :], in_modes)
