@@ -1,12 +1,13 @@
 """Training problems drawn at random: do `gritax.train` and `gritax.solve` end with the serial weights, or say that they do not?
 
-    python benchmarks/drawn.py [--first 0] [--count 200] [--json FILE]
+    python benchmarks/drawn.py [--first 0] [--count 200] [--by train solve newton] [--json FILE]
 
 Problem i is a pure function of i: a perceptron or one head of attention, with or without dropout, random keys of three kinds,
 optimizers with moments in bfloat16 among others, a frozen leaf in bfloat16 in some, 2^7 to 2^9.5 steps. Learning rates lie
 between 0.01 and 1.2 of the stability limit, where the curvature that gritax measures at the initial state makes training steps
-unstable (kappa of 2; with momentum, 2 (1 + beta) / (1 - beta)). Each problem is put to `gritax.train(goal="depth")` and to
-`gritax.solve` of at most 12 iterations, by the method of its own or two levels of 8 steps, with `throw=False`. An error is the
+unstable (kappa of 2; with momentum, 2 (1 + beta) / (1 - beta)). Each problem is put to `gritax.train(goal="depth")`, to
+`gritax.solve` of at most 12 iterations, by the method of its own or two levels of 8 steps, and to `gritax.solve` by
+`gritax.Newton()`, all with `throw=False`. An error is the
 distance of the final parameters from those of serial training over the distance that these travel; `rounding` is the same of a
 serial run whose first parameters are one unit of rounding larger. Programs are compiled without optimisation, which would take
 most of the time; counts do not depend on it.
@@ -143,7 +144,10 @@ def drawn(index):
     return names, (loss, make(rate, moments), batch, params), arguments, steps
 
 
-def row(index):
+BY = ("train", "solve", "newton")
+
+
+def row(index, by):
     names, problem, arguments, steps = drawn(index)
     loss, optimizer, batch, params = problem
     step = gritax.TrainStep(loss, optimizer, batch, **arguments)
@@ -157,12 +161,16 @@ def row(index):
     serial, first = in_float64(serial), in_float64(params)
     error = lambda weights: float(f"{distance(in_float64(weights), serial) / distance(serial, first):.2e}") if finite else None
     bound = min(max(1e-6, 10 * error(twin)), CHAOS) if finite else None
-    by_train = told(lambda: gritax.train(*problem, steps, goal="depth", throw=False, **arguments), error, bound)
     coarse, method = METHODS[names["method"]]
-    step = gritax.TrainStep(loss, optimizer, batch, coarse, **arguments)
+    step, plain = (gritax.TrainStep(loss, optimizer, batch, each, **arguments) for each in (coarse, "auto"))
     few: dict[str, Any] = {"throw": False, "max_iterations": MAX_ITERATIONS}
-    by_solve = told(lambda: gritax.solve(step, step.init(params), steps, method, **few), error, bound)
-    return names | {"serial_is_finite": finite, "rounding": error(twin), "train": by_train, "solve": by_solve}
+    calls = {
+        "train": lambda: gritax.train(*problem, steps, goal="depth", throw=False, **arguments),
+        "solve": lambda: gritax.solve(step, step.init(params), steps, method, **few),
+        "newton": lambda: gritax.solve(plain, plain.init(params), steps, gritax.Newton(), throw=False),
+    }
+    found = {name: told(calls[name], error, bound) for name in by}
+    return names | {"serial_is_finite": finite, "rounding": error(twin)} | found
 
 
 def told(call, error, bound):
@@ -204,24 +212,23 @@ def verdict(off, bound, converged, warned):
 
 
 def summary(rows):
-    by = {name: Counter(row[name]["verdict"] for row in rows) for name in ("train", "solve")}
+    by = {name: Counter(row[name]["verdict"] for row in rows if name in row) for name in BY}
     bad = ("wrong in silence", "crashed")
-    finite = [row["train"] for row in rows if row["serial_is_finite"] and row["train"]["verdict"] == "right"]
-    gains = [1 / each["depth_per_step"] for each in finite if each["depth_per_step"] < 1]
+    right = {n: [r[n] for r in rows if n in r and r["serial_is_finite"] and r[n]["verdict"] == "right"] for n in BY}
+    gains = {n: [1 / each["depth_per_step"] for each in right[n] if each["depth_per_step"] < 1] for n in BY}
     return {
         "problems": len(rows),
         "serially not finite": sum(not row["serial_is_finite"] for row in rows),
         **{f"by {name}": dict(counts) for name, counts in by.items()},
         **{
-            f"{verdict} by {name}": [row["problem"] for row in rows if row[name]["verdict"] == verdict]
+            f"{verdict} by {name}": [row["problem"] for row in rows if name in row and row[name]["verdict"] == verdict]
             for name in by
             for verdict in bad
         },
-        "by train, within 1e-6": sum(each["error"] <= 1e-6 for each in finite),
-        "by train, largest depth a step": max(row["train"].get("depth_per_step", 0) for row in rows),
-        "share that gains": round(len(gains) / len(rows), 3),
-        "gain of those, median": round(statistics.median(gains), 2) if gains else None,
-        "gain of those, largest": round(max(gains), 2) if gains else None,
+        **{f"by {n}, within 1e-6": sum(each["error"] <= 1e-6 for each in right[n]) for n in BY},
+        **{f"share that gains by {n}": round(len(gains[n]) / len(rows), 3) for n in BY},
+        **{f"gain of those by {n}, median": round(statistics.median(gains[n]), 2) for n in BY if gains[n]},
+        **{f"gain of those by {n}, largest": round(max(gains[n]), 2) for n in BY if gains[n]},
     }
 
 
@@ -229,17 +236,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--by", nargs="+", choices=BY, default=BY)
     parser.add_argument("--json", metavar="FILE", help="rows of other problems in it are kept")
     arguments = parser.parse_args()
-    rows = {}
-    for index in range(arguments.first, arguments.first + arguments.count):
-        rows[index] = row(index)
+    path = Path(arguments.json) if arguments.json else None
+    known = {each["problem"]: each for each in json.loads(path.read_text())["rows"]} if path and path.exists() else {}
+    asked = range(arguments.first, arguments.first + arguments.count)
+    for index in asked:
+        known[index] = known.get(index, {}) | row(index, arguments.by)
         jax.clear_caches()
-        print(rows[index], flush=True)
-        if arguments.json:
-            known = json.loads(Path(arguments.json).read_text())["rows"] if Path(arguments.json).exists() else []
-            merged = {each["problem"]: each for each in known} | rows
-            write(arguments.json, [merged[key] for key in sorted(merged)])
+        print(known[index], flush=True)
+        if path:
+            write(path, [known[key] for key in sorted(known)])
+    rows = {index: known[index] for index in asked}
     print(summary(list(rows.values())))
 
 

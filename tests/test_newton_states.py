@@ -33,7 +33,8 @@ def test_states_that_are_asked_for_are_those_of_serial_training(save_every):
         saved, wanted = jax.tree.map(itemgetter(i), solution.states), serial[save_every * (i + 1)]
         assert jax.tree.structure(saved) == jax.tree.structure(wanted)
         assert small.distance(saved.params, wanted.params) < 2e-6 * travelled
-        assert small.distance(saved.opt_state, wanted.opt_state) < 1e-5
+        # The velocity moves the parameters at the rate.
+        assert small.distance(saved.opt_state, wanted.opt_state) < 2e-6 * travelled / 0.02
     assert count <= solution.depth < 100
 
 

@@ -1,8 +1,7 @@
 r"""Which of the first steps in flight are final, and what their errors add up to.
 
-A correction $\delta$ of a step that shrinks by $\rho$ a sweep leaves an error of about $\rho / (1 - \rho) |\delta|$. Only the
-state of the front is handed on, so each sweep adds one such term. The terms are nearly independent, and add in quadrature
-$B^2 \leftarrow \gamma^2 B^2 + e^2$ where training amplifies by $\gamma \ge 1$ on the way.
+A correction $\delta$ of a step that shrinks by $\rho$ a sweep leaves an error of about $\rho / (1 - \rho) \delta$. Only the
+state of the front is handed on, so each sweep adds one such term, and training amplifies by $\gamma$ what is there.
 """
 
 from typing import NamedTuple
@@ -24,21 +23,19 @@ _FAR = 0.5
 
 
 class Acceptance(NamedTuple):
-    """`accepted` steps are final, the first `kept` stay in flight; the `error` that this adds, the distance `travelled`.
+    """`accepted` steps are final, the first `kept` stay in flight; the error `added` [P] by this, the distance `travelled`.
 
     `moved` is how far each step was corrected.
     """
 
     accepted: Array
     kept: Array
-    error: Array
+    added: Array
     travelled: Array
     moved: Array
 
 
-def acceptance(
-    shape: Shape, aim: Aim, front: Front, rows: Rows, new: Array, delta: Array, origin: Array
-) -> Acceptance:
+def acceptance(shape: Shape, aim: Aim, front: Front, rows: Rows, new: Array, delta: Array, origin: Array) -> Acceptance:
     """From the corrected states `new` after each step in flight, and their corrections `delta`."""
     index, last = jnp.arange(shape.capacity, dtype=jnp.int32), rows.live - 1
     norm = lambda x: jnp.linalg.norm(x, axis=1)
@@ -57,9 +54,16 @@ def acceptance(
     error = jnp.where(rate < _STALLED, shrinks / (1 - shrinks), jnp.where(rate > _GROWS, _GROWN, 1)) * moved
     progress = (front.taken + 1 + index).astype(moved.dtype) / shape.num_steps
     budget = jnp.square((aim.relative * distance + aim.absolute) * (0.5 + 0.5 * progress))
-    left = jnp.maximum(budget - jnp.square(front.error), _LEAST * budget)
-    good = ((jnp.square(error) <= _SHARE * left) & (index < kept)).at[0].set(True)
+    left = budget - jnp.square(front.error)
+    # With what is there already, as far as it points the same way.
+    both = jnp.square(error) + 2 * error * (delta @ front.drift) / jnp.where(moved > 0, moved, 1)
+    fits = (jnp.square(error) <= _SHARE * left) & (both + jnp.sum(jnp.square(front.drift)) <= budget)
+    good = ((fits | (jnp.square(error) <= _SHARE * _LEAST * budget)) & (index < kept)).at[0].set(True)
     accepted = jnp.where(jnp.all(good), shape.capacity, jnp.argmin(good)).astype(jnp.int32)
     if shape.save_every:
         accepted = jnp.minimum(accepted, shape.save_every - front.taken % shape.save_every)
-    return Acceptance(accepted, kept, error[accepted - 1], distance[accepted - 1], moved)
+    # The last step in flight was corrected as the one before it.
+    along = delta[jnp.minimum(accepted - 1, jnp.maximum(last - 1, 0))]
+    length = jnp.linalg.norm(along)
+    added = along * (error[accepted - 1] / jnp.where(length > 0, length, 1))
+    return Acceptance(accepted, kept, added, distance[accepted - 1], moved)

@@ -52,10 +52,10 @@ def secant_update(model: Curvature, changes: Array, gradients: Array, valid: Arr
     """
     scale = jnp.where(valid, 1 / jnp.where(valid, jnp.linalg.norm(changes, axis=1), 1), 0)
     # The valid pairs lie between the first of them and the last, but for a few.
-    index, places = jnp.arange(len(valid)), len(valid)
-    first, last = jnp.argmax(valid), places - 1 - jnp.argmax(valid[::-1])
+    index, places = jnp.arange(len(valid), dtype=jnp.int32), len(valid)
+    first, last = (x.astype(jnp.int32) for x in (jnp.argmax(valid), places - 1 - jnp.argmax(valid[::-1])))
     group = jnp.where(valid, (index - first) * groups // (last + 1 - first), groups)
-    together = (group[None] == jnp.arange(groups)[:, None]).astype(changes.dtype)
+    together = (group[None] == jnp.arange(groups, dtype=jnp.int32)[:, None]).astype(changes.dtype)
     together = together / jnp.sqrt(jnp.maximum(jnp.sum(together, axis=1, keepdims=True), 1)) * scale[None]
     y, s = together @ changes, together @ gradients
     values, vectors = jnp.linalg.eigh(y @ y.T)

@@ -13,6 +13,7 @@ from ._response import Recurrence, members, recurrence
 from ._twin import Twin
 
 
+_SMALL = 1e-3  # of the distance travelled: a change below it is small
 # Rows that are evaluated together: what is padded is less than one such block.
 BLOCK = 32
 
@@ -67,20 +68,26 @@ class Aim(NamedTuple):
 class Front(NamedTuple):
     """The last final state: the steps `taken` to it, and the optimizer's `memory` there.
 
-    `error` estimates its distance from that of serial training, `growth` is how small changes have grown on the way, and
-    `travelled` is the largest distance from the first state so far.
+    `drift` [P] estimates how far it is from that of serial training, `spread` the size of that if its terms were independent,
+    `growth` is how small changes have grown on the way, and `travelled` is the largest distance from the first state so far.
     """
 
     taken: Array
     memory: PyTree
-    error: Array
+    drift: Array
+    spread: Array
     growth: Array
     travelled: Array
 
-    def grown(self, by: Array, error: Array) -> "Front":
-        """Once the steps behind the front, which added this `error`, are found to have amplified a small change so much."""
-        both = jnp.sqrt(jnp.square(by * self.error) + jnp.square(error))
-        return self._replace(error=both, growth=jnp.maximum(by * self.growth, 1))
+    @property
+    def error(self) -> Array:
+        """Errors along one slow direction add up, those of noisy minibatches add in quadrature."""
+        return jnp.maximum(jnp.linalg.norm(self.drift), self.spread)
+
+    def grown(self, by: Array, added: Array) -> "Front":
+        """Once the steps behind the front, which `added` [P] to its error, are found to have amplified a small change so much."""
+        spread = jnp.sqrt(jnp.square(by * self.spread) + jnp.sum(jnp.square(added)))
+        return self._replace(drift=by * self.drift + added, spread=spread, growth=jnp.maximum(by * self.growth, 1))
 
 
 class Rows(NamedTuple):
@@ -96,6 +103,26 @@ class Rows(NamedTuple):
     age: Array
     moved: Array
     live: Array
+
+
+class Turns(NamedTuple):
+    """The largest |change of the gradient| / |change of the state| of all secant pairs, in units of d.
+
+    `large` is that of changes that are not small beside the distance travelled, `small` that of the others. Of gradients that
+    are continuous the second is no larger than the first; of those that jump it grows as changes shrink.
+    """
+
+    large: Array
+    small: Array
+
+    def and_of(self, changes: Array, turns: Array, units: Array, told: Array, travelled: Array) -> "Turns":
+        length = jnp.linalg.norm(changes, axis=1)
+        each = jnp.where(told, jnp.linalg.norm(turns, axis=1) / jnp.where(length > 0, length, 1), 0)
+        is_small = jnp.linalg.norm(changes * units[None], axis=1) < _SMALL * travelled
+        return Turns(
+            jnp.maximum(self.large, jnp.max(jnp.where(is_small, 0, each))),
+            jnp.maximum(self.small, jnp.max(jnp.where(is_small, each, 0))),
+        )
 
 
 class Tally(NamedTuple):
@@ -117,6 +144,7 @@ class Flight(NamedTuple):
     model: Curvature
     known: Recurrence
     units: Array
+    turns: Turns
     window: Array
     tally: Tally
     finite: Array
@@ -128,7 +156,7 @@ def begun(chain: Chain, shape: Shape, window: int) -> Flight:
     memory, x, places = jax.tree.map(jnp.copy, chain.memory), chain.first, shape.capacity
     zero, rows = jnp.zeros((), x.dtype), jnp.zeros((places, x.size), x.dtype)
     return Flight(
-        Front(jnp.int32(0), memory, zero, jnp.ones((), x.dtype), zero),
+        Front(jnp.int32(0), memory, jnp.zeros_like(x), zero, jnp.ones((), x.dtype), zero),
         Rows(
             rows + x[None],
             rows,
@@ -141,6 +169,7 @@ def begun(chain: Chain, shape: Shape, window: int) -> Flight:
         Curvature.none(x.size, shape.rank, x.dtype),
         recurrence(chain, shape.num_steps),
         jnp.ones_like(x),
+        Turns(zero, zero),
         jnp.asarray(window, x.dtype),
         Tally(
             jnp.int32(0),

@@ -28,11 +28,12 @@ class Newton(Method):
       window longer, and the evaluations in sequence fewer; from 3.5 to 6 is useful.
     - `window`: at most so many steps in flight, at least 16; `None` for as many as fit into 2 GiB. Each takes memory for eight
       states or so.
-    - `verify`: whether the final state is compared with that of serial steps, and amplification measured by a twin of them.
-      These steps are not in `depth` and `work`, but they take their time. Without it the solution is as good as its own
-      estimate, which misses amplification in directions that corrections do not show, and it says so.
+    - `verify`: whether the final state is compared with that of serial steps, which are not in `depth` and `work`, but take
+      their time. A tangent that rides along with the front tells how training amplifies errors, so there is an estimate of the
+      error. `None` compares only where the estimate is above the tolerance, or is none: gradients that jump (ReLU), an
+      optimizer that is modelled by a rate alone. With `False` such a solve has not converged.
 
-    Raises `ValueError` for a rank below 0, sweeps outside 1 to 64, a window below 16, and a `verify` that is no bool.
+    Raises `ValueError` for a rank below 0, sweeps outside 1 to 64, a window below 16, and a `verify` that is neither a bool nor None.
 
     Schroder 2017 (arXiv 1708.02276) poses the chain of steps as one system of equations; the multi-secant update is Schnabel's
     (1983, Quasi-Newton methods using multiple secant equations).
@@ -50,7 +51,7 @@ class Newton(Method):
     rank: int = 32
     sweeps: float = 5.0
     window: int | None = None
-    verify: bool = True
+    verify: bool | None = None
 
     def __post_init__(self):
         require_whole("rank", self.rank, 0)
@@ -59,7 +60,8 @@ class Newton(Method):
             raise ValueError(f"sweeps must be a number from 1 to 64, about the evaluations of each step, not {sweeps!r}.")
         if self.window is not None:
             require_whole("window", self.window, 16)
-        require_bool("verify", self.verify)
+        if self.verify is not None:
+            require_bool("verify", self.verify)
 
     def require(self, num_steps: int, options: Options) -> None:
         super().require(num_steps, options)

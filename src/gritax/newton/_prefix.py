@@ -36,7 +36,7 @@ def recurrence(transfer: Array, gain: Array, values: Array, forcing: Array) -> A
             (m, b), (n, c) = earlier, later
             return n @ m, (n @ b[..., None])[..., 0] + c
 
-        return _passes(after, (matrices, forcing[..., None] * first))[1][..., 0]
+        return _passes(after, (matrices, forcing[..., None] * first[None, None]))[1][..., 0]
 
     return jax.lax.platform_dependent(transfer, gain, values, forcing, cpu=in_order, default=at_once)
 
@@ -88,7 +88,7 @@ def _passes(combine: Callable[[PyTree, PyTree], PyTree], rows: PyTree[Array]) ->
     compile.
     """
     count = len(jax.tree.leaves(rows)[0])
-    index = jnp.arange(count)
+    index = jnp.arange(count, dtype=jnp.int32)
 
     def level(j, rows):
         by = jnp.int32(1) << j

@@ -80,6 +80,14 @@ def members(chain: Chain) -> int:
     return max(len(kind.members(family)) for family in kind.families if family is not None) if alike else 1
 
 
+def understood(chain: Chain) -> bool:
+    """True if the recurrence is what the optimizer does, and no rate of each leaf in its place."""
+    if not isinstance(chain, Training):
+        return True
+    found = modelled(chain.step.optimizer, chain.params)
+    return found is not None and found[3]
+
+
 class Recurrence(NamedTuple):
     """What is known of the response before the first sweep: T and A of every so many steps of the run, second moments as 1.
 
@@ -130,7 +138,13 @@ def recurrence(chain: Chain, num_steps: int) -> Recurrence:
 
 
 def response_of(
-    chain: Chain, known: Recurrence, taken: Array, x: Array, memory: PyTree, later: tuple[PyTree, PyTree] | None, gradient: Array,
+    chain: Chain,
+    known: Recurrence,
+    taken: Array,
+    x: Array,
+    memory: PyTree,
+    later: tuple[PyTree, PyTree] | None,
+    gradient: Array,
     count: int,
 ) -> Response:
     """The response along `count` steps from the front, where the state is `x` and S is `memory`.

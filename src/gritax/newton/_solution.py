@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +38,11 @@ def solution_by(method: Newton, task: Task, options: Options) -> Solution:
     evolution = tabulated(evolution, floating, clock, num_steps)
     with keep or nullcontext():
         found = run(method, replace(task, evolution=evolution), options, keep)
-    serial = None
-    if method.verify and found.finite:
+    eps = float(jnp.finfo(_dtype(evolution, floating, clock)).eps)
+    serial, estimate = None, _estimated(found, tolerance, eps)
+    if found.finite and (method.verify or (method.verify is None and not estimate.settles)):
         serial = serial_twins(evolution, floating, clock, num_steps, evolution.split(found.state)[0])
-    verdict = _verdict(found, tolerance, serial, float(jnp.finfo(_dtype(evolution, floating, clock)).eps))
+    verdict = _verdict(found, estimate, tolerance, serial)
     params, sweeps = optional(phi, "params"), len(found.history)
     residuals = np.append(found.history[:, 2], found.error)
     travelled = found.moved or math.inf
@@ -66,35 +67,58 @@ def solution_by(method: Newton, task: Task, options: Options) -> Solution:
     )
 
 
-def _verdict(found: Run, tolerance: float | None, serial: Serial | None, eps: float) -> Verdict:
+@dataclass(frozen=True)
+class Estimate:
+    """What a run says of itself, in units of the distance travelled: its `error`, `rounding` as training amplifies it.
+
+    `allowed` is what the error may be. `doubt` says why none of this is an estimate, or nothing.
+    """
+
+    error: float
+    rounding: float
+    allowed: float
+    doubt: str
+
+    @property
+    def settles(self) -> bool:
+        return not self.doubt and self.error <= self.allowed and self.rounding <= self.allowed
+
+
+def _estimated(found: Run, tolerance: float | None, eps: float) -> Estimate:
+    travelled = found.moved or math.inf
+    allowed = max(DEFAULT_TOLERANCE, ROUNDINGS_TOLD * eps) if tolerance is None else tolerance / travelled
+    share = lambda x: x / travelled if math.isfinite(x) else math.inf
+    return Estimate(share(found.error + eps * found.size), share(found.growth * eps * found.size), allowed, found.doubt)
+
+
+def _verdict(found: Run, estimate: Estimate, tolerance: float | None, serial: Serial | None) -> Verdict:
     """Whether the final state is good enough: by serial steps if they were taken, else by the estimate."""
-    sweeps = counted(len(found.history), "sweep")
+    sweeps, allowed = counted(len(found.history), "sweep"), estimate.allowed
     if not found.finite:
         return Verdict(
             False,
             f"diverged: training one step after the other is not finite at step {found.taken:,}. Lower the learning rate, or "
             "look at the loss and the data of that step",
         )
-    travelled = found.moved or math.inf
-    allowed = max(DEFAULT_TOLERANCE, ROUNDINGS_TOLD * eps) if tolerance is None else tolerance / travelled
     if serial is None:
-        error = (found.error + eps * found.size) / travelled
-        how = f"estimated error {error:.2g} of the distance travelled, not compared with serial steps"
+        good, rounding, growth = estimate.settles, estimate.rounding, found.growth
+        how = f"estimated error {estimate.error:.2g} of the distance travelled, not compared with serial steps"
+        if estimate.doubt:
+            how = f"{how}: {estimate.doubt}, so that this says little"
     else:
-        error, how = serial.apart, f"{serial.apart:.2g} of the distance travelled from the final state of serial steps"
-        amplified = serial.amplification
-        if error <= allowed and tolerance is None and amplified.rounding > allowed:
+        good, rounding, growth = serial.apart <= allowed, serial.amplification.rounding, serial.amplification.growth
+        how = f"{serial.apart:.2g} of the distance travelled from the final state of serial steps"
+        if good and tolerance is None and rounding > allowed:
             warn(
-                f"the evolution amplifies a small change of its state {amplified.growth:.2g}-fold, and so rounding to "
-                f"{amplified.rounding:.1g} of the distance travelled: on another machine, serial steps would agree no better. "
-                "Lower the learning rate or take fewer steps."
+                f"the evolution amplifies a small change of its state {growth:.2g}-fold, and so rounding to {rounding:.1g} of "
+                "the distance travelled: on another machine, serial steps would agree no better. Lower the learning rate or "
+                "take fewer steps."
             )
-    if error <= allowed:
+    if good:
         return Verdict(True, f"converged in {sweeps}: {how}")
-    grown = serial.amplification.growth if serial else found.growth
     return Verdict(
         False,
-        f"not converged in {sweeps}: {how}, tolerance {allowed:.2g}. Training amplifies a small change {grown:.2g}-fold. Take "
+        f"not converged in {sweeps}: {how}, tolerance {allowed:.2g}. Training amplifies a small change {growth:.2g}-fold. Take "
         "fewer steps or a lower rate, a smooth activation for ReLU, or train one step after the other",
     )
 

@@ -10,13 +10,14 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._convergence import DEFAULT_TOLERANCE
-from .._kernel import kernel, make_room
+from .._kernel import kernel, make_room, quickly_compiled
 from .._method import Options, Task
 from ..training import TrainStep
-from ._chain import chain_of
+from ._chain import Chain, chain_of
 from ._flight import Aim, Flight, Shape, begun, enlarged
 from ._fronts import Fronts, Reached
 from ._method import Newton
+from ._response import members, understood
 from ._saving import Saved, nothing_saved, with_front
 from ._sweep import swept
 
@@ -26,6 +27,8 @@ _CALL = 32
 _FIRST_WINDOW, _FIRST_CAPACITY, _LARGER = 32, 128, 4
 _MEMORY, _COPIES = 2**31, 8
 _ROUNDINGS = 32.0  # of the parameters: no less can be asked for
+# Small changes of the state that turn the gradient so many times as much as large ones do, beside their length, meet a jump.
+_JUMPS = 20
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Run:
     """The end of a run, once all steps are taken, or one of them, number `taken`, was not `finite`.
 
     `error` estimates the distance of the state from serial training's, `moved` is that from the first state, `size` its norm.
+    `doubt` says why that is no estimate, or nothing.
     `history` has a row for each sweep: the front before it, the steps in flight, the norm of their residuals.
     """
 
@@ -40,6 +44,7 @@ class Run:
     taken: int
     finite: bool
     error: float
+    doubt: str
     growth: float
     moved: float
     size: float
@@ -68,7 +73,9 @@ def run(method: Newton, task: Task, options: Options, keep: Fronts | None) -> Ru
     tolerance, save_every = options.tolerance, options.save_every or 0
     evolution, floating, clock, num_steps = task.evolution, task.floating, task.clock, task.num_steps
     make_room((jax.tree.structure(evolution), num_steps))
-    eps = float(jnp.finfo(chain_of(evolution, floating, clock).first.dtype).eps)
+    chain = chain_of(evolution, floating, clock)
+    members(chain)  # looks at the optimizer, which would take longer while a program is traced
+    eps = float(jnp.finfo(chain.first.dtype).eps)
     aim = Aim(float(method.sweeps), max(DEFAULT_TOLERANCE, _ROUNDINGS * eps) if tolerance is None else 0.0, tolerance or 0.0)
     most = min(method.window or most_in_flight(floating), max(num_steps, 16))
     given = evolution, floating, clock
@@ -107,7 +114,7 @@ def _begin(evolution, floating, clock, shape: Shape, window: int) -> tuple[Fligh
     return begun(chain, shape, window), nothing_saved(evolution, chain, shape)
 
 
-@partial(kernel, static_argnames="shape", donate_argnums=4)
+@partial(quickly_compiled, static_argnames="shape", donate_argnums=4)
 def _sweeps(evolution, floating, clock, aim, given: tuple[Flight, Saved | None], shape: Shape):
     """(the flight after at most as many sweeps as are recorded, until it ends or has no room; what the host asks of it).
 
@@ -130,6 +137,12 @@ def _sweeps(evolution, floating, clock, aim, given: tuple[Flight, Saved | None],
     return (flight, saved), jnp.stack([front.taken, rows.live, tally.sweeps, flight.finite.astype(jnp.int32)])
 
 
+def _doubt(chain: Chain, flight: Flight) -> str:
+    if float(flight.turns.small) > _JUMPS * float(flight.turns.large):
+        return "gradients jump as parameters change, as ReLU's do"
+    return "" if understood(chain) else "the optimizer is no linear recurrence with frozen second moments"
+
+
 def _ended(evolution, floating, clock, at: Reached, finite: bool) -> Run:
     flight, front, chain = at.flight, at.flight.front, chain_of(evolution, floating, clock)
     x, num_steps = flight.rows.x[0], len(flight.tally.losses) - len(flight.rows.x)
@@ -137,7 +150,8 @@ def _ended(evolution, floating, clock, at: Reached, finite: bool) -> Run:
         state=chain.state(x, front.memory),
         taken=int(front.taken),
         finite=finite,
-        error=float(jnp.hypot(front.error, flight.twin.error)),
+        error=float(front.grown(jnp.ones((), x.dtype), flight.twin.added).error),
+        doubt=_doubt(chain, flight),
         growth=float(front.growth),
         moved=float(jnp.linalg.norm(x - chain.first)),
         size=float(jnp.linalg.norm(x)),

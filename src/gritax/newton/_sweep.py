@@ -28,7 +28,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     gradients, values, at_points = _evaluated(chain, shape, flight)
     twin_turns = at_points - flight.twin.gradients
     tangent, grown = arrived(flight.twin, twin_turns, flight.model, flight.units)
-    front = flight.front.grown(grown, flight.twin.error)
+    front = flight.front.grown(grown, flight.twin.added)
     following, memories = follow_all(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, _PARTS)
     # The state that each step leads to, as it is in flight; the last one is taken as it comes.
     towards = jnp.where((index < rows.live - 1)[:, None], jnp.roll(rows.x, -1, axis=0), following)
@@ -38,9 +38,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     if drifts(chain):
         after = follow_some(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, jnp.int32(1))
         later = after, memories
-    response = response_of(
-        chain, flight.known, front.taken, rows.x[0], front.memory, later, gradients[0], shape.capacity
-    )
+    response = response_of(chain, flight.known, front.taken, rows.x[0], front.memory, later, gradients[0], shape.capacity)
     if drifts(chain):
         ratio = flight.units / response.units
         model, tangent = model.rescaled(ratio), rescaled(tangent, ratio)
@@ -50,6 +48,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     changes = jnp.where(told[:, None], changes, 0)
     turns = jnp.concatenate([gradients - rows.gradients, twin_turns])
     turns = jnp.where(told[:, None], turns, 0) * response.units[None]
+    seen = flight.turns.and_of(changes, turns, response.units, told, front.travelled)
     model = secant_update(model, changes, turns, told, shape.groups, shape.new)
     delta = correction(residuals, model, response)
     new = (towards + delta).at[0].set(following[0])  # exact, whatever was in flight there
@@ -58,7 +57,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     model = Curvature(*(jnp.where(found.kept < _TRUSTED, 0, x) for x in model))
     memory = follow_some(chain, rows.x, gradients, values, front.memory, front.taken, found.accepted)
     block = rows.x, gradients, front.taken, found.accepted
-    twin = departing(tangent, block, model, response, flight.tally.sweeps + 1, found.error)
+    twin = departing(tangent, block, model, response, flight.tally.sweeps + 1, found.added)
     front = front._replace(taken=front.taken + found.accepted, memory=memory, travelled=found.travelled)
     window = _window(shape, aim, flight, found)
     recent = (live & (index < found.kept) & (index >= found.kept - jnp.maximum(_MEAN, found.kept // 2))).astype(new.dtype)
@@ -67,13 +66,15 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     tally = flight.tally._replace(
         sweeps=flight.tally.sweeps + 1,
         history=flight.tally.history.at[flight.tally.sweeps % shape.sweeps].set(
-            jnp.stack([x.astype(new.dtype) for x in (flight.front.taken, rows.live + flight.twin.count, jnp.linalg.norm(residuals))])
+            jnp.stack(
+                [x.astype(new.dtype) for x in (flight.front.taken, rows.live + flight.twin.count, jnp.linalg.norm(residuals))]
+            )
         ),
         losses=jax.lax.dynamic_update_slice_in_dim(flight.tally.losses, values, flight.front.taken, 0),
     )
     finite = jnp.all(jnp.isfinite(following[0])) & _finite(memory)
     moved_on = _moved_on(shape, flight, found, new, gradients, entering, window)
-    return Flight(front, moved_on, twin, model, flight.known, response.units, window, tally, finite)
+    return Flight(front, moved_on, twin, model, flight.known, response.units, seen, window, tally, finite)
 
 
 def _evaluated(chain: Chain, shape: Shape, flight: Flight) -> tuple[Array, Array, Array]:
@@ -92,7 +93,7 @@ def _evaluated(chain: Chain, shape: Shape, flight: Flight) -> tuple[Array, Array
     nothing = jnp.zeros_like(x), jnp.zeros(len(x), x.dtype)
     gradients, values = jax.lax.fori_loop(0, _blocks(live + twin.count), some, nothing)
     at_points = jax.lax.dynamic_slice_in_dim(gradients, live, POINTS)
-    is_live = jnp.arange(shape.capacity) < live
+    is_live = jnp.arange(shape.capacity, dtype=jnp.int32) < live
     return jnp.where(is_live[:, None], gradients[: shape.capacity], 0), values[: shape.capacity], at_points
 
 

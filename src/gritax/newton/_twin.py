@@ -31,7 +31,8 @@ class Twin(NamedTuple):
       is tau u in units of d.
     - `known` [POINTS, rank]: what the model says of the change of the gradient; `along` [POINTS, rank + 1, k] what becomes of a
       unit of that change until the front, in each direction of the model and in all others. `scale` is tau.
-    - `before`: |u| where the block began. `count` points are told. `error` was added at the front.
+    - `before`: |u| where the block began. `count` points are told. `added` [P] is the error that accepting the
+      block has added at the front.
     """
 
     members: Array
@@ -44,7 +45,7 @@ class Twin(NamedTuple):
     scale: Array
     before: Array
     count: Array
-    error: Array
+    added: Array
 
     @classmethod
     def begun(cls, size: int, members: int, rank: int, dtype) -> "Twin":
@@ -60,13 +61,12 @@ class Twin(NamedTuple):
             zero + 1,
             zero + 1,
             jnp.int32(0),
-            zero,
+            jnp.zeros(size, dtype),
         )
-
 
     @property
     def told(self) -> Array:
-        return jnp.arange(POINTS) < self.count
+        return jnp.arange(POINTS, dtype=jnp.int32) < self.count
 
 
 def arrived(twin: Twin, turns: Array, model: Curvature, units: Array) -> tuple[Array, Array]:
@@ -86,7 +86,7 @@ def arrived(twin: Twin, turns: Array, model: Curvature, units: Array) -> tuple[A
 
 def rescaled(members: Array, ratio: Array) -> Array:
     """The same change in units d that are smaller by `ratio`: what moments take from gradients goes the other way."""
-    return jnp.concatenate([members[:1] * ratio, members[1:] / ratio])
+    return jnp.concatenate([members[:1] * ratio[None], members[1:] / ratio[None]])
 
 
 def departing(
@@ -95,7 +95,7 @@ def departing(
     model: Curvature,
     response: Response,
     sweep: Array,
-    error: Array,
+    added: Array,
 ) -> Twin:
     """The next block: (states, gradients) of the window's rows, the step of the first of them, how many are accepted."""
     x, gradients, taken, accepted = block
@@ -141,7 +141,7 @@ def departing(
         scale,
         before,
         count.astype(jnp.int32),
-        error,
+        added,
     )
 
 
