@@ -40,7 +40,7 @@ def kernel(function: Callable, **options) -> Any:
 
 
 def quickly_compiled(function: Callable, **options) -> Callable:
-    """As `kernel`, by the older code generator on a CPU: a large program of small operations compiles in two thirds the time."""
+    """As `kernel`, by the older code generator on a CPU: a large program of small operations takes two thirds to compile."""
     program = cache(lambda: kernel(function, compiler_options=_quick_options(), **options))
     return update_wrapper(lambda *args, **kwargs: program()(*args, **kwargs), function)
 

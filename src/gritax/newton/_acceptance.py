@@ -6,7 +6,6 @@ state of the front is handed on, so each sweep adds one such term, and training 
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 

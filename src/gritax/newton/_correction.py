@@ -5,7 +5,6 @@ $\delta_0 = 0$. In a direction of the model, $A_i$ is the k x k matrix $T_i + h 
 it is taken as 1, and the correction is a cumulative sum.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 

@@ -85,7 +85,7 @@ class Front(NamedTuple):
         return jnp.maximum(jnp.linalg.norm(self.drift), self.spread)
 
     def grown(self, by: Array, added: Array) -> "Front":
-        """Once the steps behind the front, which `added` [P] to its error, are found to have amplified a small change so much."""
+        """Once the steps behind the front, which `added` [P] to its error, are found to have amplified what was there `by`."""
         spread = jnp.sqrt(jnp.square(by * self.spread) + jnp.sum(jnp.square(added)))
         return self._replace(drift=by * self.drift + added, spread=spread, growth=jnp.maximum(by * self.growth, 1))
 

@@ -33,7 +33,7 @@ class Newton(Method):
       error. `None` compares only where the estimate is above the tolerance, or is none: gradients that jump (ReLU), an
       optimizer that is modelled by a rate alone. With `False` such a solve has not converged.
 
-    Raises `ValueError` for a rank below 0, sweeps outside 1 to 64, a window below 16, and a `verify` that is neither a bool nor None.
+    Raises `ValueError` for a rank below 0, sweeps outside 1 to 64, a window below 16, and a `verify` that is no bool.
 
     Schroder 2017 (arXiv 1708.02276) poses the chain of steps as one system of equations; the multi-secant update is Schnabel's
     (1983, Quasi-Newton methods using multiple secant equations).

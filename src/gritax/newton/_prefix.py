@@ -42,7 +42,7 @@ def recurrence(transfer: Array, gain: Array, values: Array, forcing: Array) -> A
 
 
 def cumulated(rows: Array) -> Array:
-    """The sums of all rows [n, P] up to each: elsewhere products with triangles of ones, within blocks, then of whole blocks."""
+    """The sums of all rows [n, P] up to each: elsewhere products with triangles of ones, in blocks, then of whole blocks."""
 
     def in_order(rows):
         def step(total, row):
@@ -76,7 +76,7 @@ def largest_so_far(values: Array) -> Array:
 
 
 def shifted(rows: Array, by: Array) -> Array:
-    """The rows from number `by` on, the last one repeated behind them. A slice, which is cheaper than to take rows by number."""
+    """The rows from number `by` on, the last one repeated behind them, as a slice: cheaper than rows taken by number."""
     padded = jnp.concatenate([rows, jnp.broadcast_to(rows[-1:], rows.shape)])
     return jax.lax.dynamic_slice_in_dim(padded, by, len(rows))
 

@@ -63,13 +63,11 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     recent = (live & (index < found.kept) & (index >= found.kept - jnp.maximum(_MEAN, found.kept // 2))).astype(new.dtype)
     mean = lambda x: (recent / jnp.sum(recent)) @ jnp.where(live[:, None], x, 0)
     entering = continued(new[found.kept - 1], index, mean(gradients), mean(rows.x), model, response)
+    evaluated = rows.live + flight.twin.count
+    told = (flight.front.taken, evaluated, jnp.linalg.norm(residuals))
     tally = flight.tally._replace(
         sweeps=flight.tally.sweeps + 1,
-        history=flight.tally.history.at[flight.tally.sweeps % shape.sweeps].set(
-            jnp.stack(
-                [x.astype(new.dtype) for x in (flight.front.taken, rows.live + flight.twin.count, jnp.linalg.norm(residuals))]
-            )
-        ),
+        history=flight.tally.history.at[flight.tally.sweeps % shape.sweeps].set(jnp.stack([x.astype(new.dtype) for x in told])),
         losses=jax.lax.dynamic_update_slice_in_dim(flight.tally.losses, values, flight.front.taken, 0),
     )
     finite = jnp.all(jnp.isfinite(following[0])) & _finite(memory)

@@ -19,7 +19,7 @@ from ._response import Response
 # Points at which a block of accepted steps is evaluated at most, and for how many steps one of them stands at least.
 POINTS, STRIDE = 64, 4
 # Directions that a tangent has never had, or has lost, are given back to it in this share.
-_FRESH = 0.1
+_FRESH = 0.05
 _BITS = 16  # of the longest block
 
 
@@ -29,8 +29,8 @@ class Twin(NamedTuple):
     - `members` [k, P]: u and its part in the optimizer's moments, in units of d, at the front, by the model alone.
     - `points`, `gradients` [POINTS, P]: states $w + \\tau u$, and the gradients at w; `starts` are their steps, and `changes`
       is tau u in units of d.
-    - `known` [POINTS, rank]: what the model says of the change of the gradient; `along` [POINTS, rank + 1, k] what becomes of a
-      unit of that change until the front, in each direction of the model and in all others. `scale` is tau.
+    - `known` [POINTS, rank]: what the model says of the change of the gradient; `along` [POINTS, k]: what becomes of a unit of
+      that change until the front. `scale` is tau.
     - `before`: |u| where the block began. `count` points are told. `added` [P] is the error that accepting the
       block has added at the front.
     """
@@ -57,7 +57,7 @@ class Twin(NamedTuple):
             *(jnp.zeros((POINTS, size), dtype) for _ in range(3)),
             jnp.zeros(POINTS, jnp.int32),
             jnp.zeros((POINTS, rank), dtype),
-            jnp.zeros((POINTS, rank + 1, members), dtype),
+            jnp.zeros((POINTS, members), dtype),
             zero + 1,
             zero + 1,
             jnp.int32(0),
@@ -74,12 +74,9 @@ def arrived(twin: Twin, turns: Array, model: Curvature, units: Array) -> tuple[A
 
     `model` and `units` are those that the block was begun with.
     """
-    v, told = model.directions, twin.told[:, None]
-    change = jnp.where(told, turns / twin.scale, 0) * units[None]
-    in_modes = jnp.where(told, change @ v, 0)
-    along = jnp.where(told[..., None], twin.along, 0)
-    off = jnp.einsum("qr,qrk->kr", in_modes - twin.known, along[:, :-1]) - jnp.einsum("qr,qk->kr", in_modes, along[:, -1])
-    members = twin.members + jnp.einsum("qp,qk->kp", change, along[:, -1]) + off @ v.T
+    change = jnp.where(twin.told[:, None], turns / twin.scale, 0) * units[None]
+    along = jnp.where(twin.told[:, None], twin.along, 0)
+    members = twin.members + along.T @ change - (along.T @ twin.known) @ model.directions.T
     length = jnp.linalg.norm(units * members[0])
     return members, jnp.where(twin.count > 0, length / twin.before, 1)
 
@@ -102,8 +99,10 @@ def departing(
     v, d, rank = model.directions, response.units, len(model.values)
     length = jnp.linalg.norm(d * members[0])
     members = members / jnp.where(length > 0, length, 1)
-    members = members.at[0].add(_FRESH * _direction(x.shape[1], sweep, x.dtype) / (jnp.linalg.norm(d) / jnp.sqrt(d.size)))
-    before = jnp.linalg.norm(d * members[0])
+    # Its length is told without what is given back, most of which is soon lost again.
+    before = jnp.where(length > 0, jnp.ones_like(length), _FRESH)
+    fresh = _direction(x.shape[1], sweep, x.dtype) * (_FRESH * jnp.sqrt(d.size).astype(x.dtype) / jnp.linalg.norm(d))
+    members = members.at[0].add(fresh)
 
     count = jnp.minimum((accepted + STRIDE - 1) // STRIDE, POINTS)
     index = jnp.arange(POINTS, dtype=jnp.int32)
@@ -115,8 +114,10 @@ def departing(
     transfer, gain = response.transfer[middle], response.gain[middle]
     curved = transfer[None] + model.values[:, None, None] * jnp.outer(gain, jnp.eye(len(gain), dtype=v.dtype)[0])[None]
     matrices = jnp.concatenate([curved, transfer[None]])
-    powers = _powers(matrices, jnp.concatenate([at, jnp.maximum(accepted - 1 - at, 0), accepted[None]]))
-    until, after, to_end = powers[:POINTS], powers[POINTS:-1], powers[-1]
+    powers = _powers(matrices, jnp.concatenate([at, accepted[None]]))
+    until, to_end = powers[:POINTS], powers[-1]
+    # As if nothing curved: what the model says too much is then taken back exactly, where there is no curvature at all.
+    after = _powers(transfer[None], jnp.maximum(accepted - 1 - at, 0))[:, 0]
 
     in_modes = members @ v
     moved = lambda powers: jnp.einsum("...rij,jr->...ir", powers[..., :-1, :, :], in_modes)
@@ -129,7 +130,7 @@ def departing(
     scale = jnp.sqrt(jnp.finfo(x.dtype).eps) * jnp.maximum(jnp.linalg.norm(x[0]), 1e-3) / before
     rows = x[at], gradients[at]
     weight = jnp.where(told, cell, 0).astype(x.dtype)
-    along = weight[:, None, None] * jnp.einsum("qrij,j->qri", after, gain)
+    along = weight[:, None] * (after @ gain)
     return Twin(
         end,
         rows[0] + scale * d[None] * guess,
