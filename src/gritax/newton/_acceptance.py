@@ -53,10 +53,10 @@ def acceptance(shape: Shape, aim: Aim, front: Front, rows: Rows, new: Array, del
     error = jnp.where(rate < _STALLED, shrinks / (1 - shrinks), jnp.where(rate > _GROWS, _GROWN, 1)) * moved
     progress = (front.taken + 1 + index).astype(moved.dtype) / shape.num_steps
     budget = jnp.square((aim.relative * distance + aim.absolute) * (0.5 + 0.5 * progress))
-    left = budget - jnp.square(front.error)
+    known = jnp.sum(jnp.square(front.drift))
     # With what is there already, as far as it points the same way.
     both = jnp.square(error) + 2 * error * (delta @ front.drift) / jnp.where(moved > 0, moved, 1)
-    fits = (jnp.square(error) <= _SHARE * left) & (both + jnp.sum(jnp.square(front.drift)) <= budget)
+    fits = (jnp.square(error) <= _SHARE * (budget - known)) & (both + known <= budget)
     good = ((fits | (jnp.square(error) <= _SHARE * _LEAST * budget)) & (index < kept)).at[0].set(True)
     accepted = jnp.where(jnp.all(good), shape.capacity, jnp.argmin(good)).astype(jnp.int32)
     if shape.save_every:

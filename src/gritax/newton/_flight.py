@@ -68,26 +68,19 @@ class Aim(NamedTuple):
 class Front(NamedTuple):
     """The last final state: the steps `taken` to it, and the optimizer's `memory` there.
 
-    `drift` [P] estimates how far it is from that of serial training, `spread` the size of that if its terms were independent,
-    `growth` is how small changes have grown on the way, and `travelled` is the largest distance from the first state so far.
+    `drift` [P] estimates how far it is from that of serial training, `growth` is how small changes have grown on the way, and
+    `travelled` is the largest distance from the first state so far.
     """
 
     taken: Array
     memory: PyTree
     drift: Array
-    spread: Array
     growth: Array
     travelled: Array
 
-    @property
-    def error(self) -> Array:
-        """Errors along one slow direction add up, those of noisy minibatches add in quadrature."""
-        return jnp.maximum(jnp.linalg.norm(self.drift), self.spread)
-
-    def grown(self, by: Array, added: Array) -> "Front":
-        """Once the steps behind the front, which `added` [P] to its error, are found to have amplified what was there `by`."""
-        spread = jnp.sqrt(jnp.square(by * self.spread) + jnp.sum(jnp.square(added)))
-        return self._replace(drift=by * self.drift + added, spread=spread, growth=jnp.maximum(by * self.growth, 1))
+    def grown(self, by: Array, drift: Array) -> "Front":
+        """Once the steps behind the front are found to have amplified what was there `by`, and to have made errors `drift`."""
+        return self._replace(drift=drift, growth=jnp.maximum(by * self.growth, 1))
 
 
 class Rows(NamedTuple):
@@ -156,7 +149,7 @@ def begun(chain: Chain, shape: Shape, window: int) -> Flight:
     memory, x, places = jax.tree.map(jnp.copy, chain.memory), chain.first, shape.capacity
     zero, rows = jnp.zeros((), x.dtype), jnp.zeros((places, x.size), x.dtype)
     return Flight(
-        Front(jnp.int32(0), memory, jnp.zeros_like(x), zero, jnp.ones((), x.dtype), zero),
+        Front(jnp.int32(0), memory, jnp.zeros_like(x), jnp.ones((), x.dtype), zero),
         Rows(
             rows + x[None],
             rows,

@@ -28,7 +28,7 @@ _FIRST_WINDOW, _FIRST_CAPACITY, _LARGER = 32, 128, 4
 _MEMORY, _COPIES = 2**31, 8
 _ROUNDINGS = 32.0  # of the parameters: no less can be asked for
 # Small changes of the state that turn the gradient so many times as much as large ones do, beside their length, meet a jump.
-_JUMPS = 20
+_JUMPS = 4
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def run(method: Newton, task: Task, options: Options, keep: Fronts | None) -> Ru
     given = evolution, floating, clock
 
     def shape_of(places: int) -> Shape:
-        return Shape.of(places, most, method.rank, num_steps, _CALL, save_every)
+        return Shape.of(places, most, min(method.rank, chain.first.size), num_steps, _CALL, save_every)
 
     def begun(places: int) -> Reached:
         window = min(_FIRST_WINDOW, shape_of(_FIRST_CAPACITY).room)
@@ -137,6 +137,12 @@ def _sweeps(evolution, floating, clock, aim, given: tuple[Flight, Saved | None],
     return (flight, saved), jnp.stack([front.taken, rows.live, tally.sweeps, flight.finite.astype(jnp.int32)])
 
 
+def _error(flight: Flight) -> float:
+    """With that of the last block, over which the model alone has taken what was there."""
+    twin = flight.twin
+    return float(jnp.linalg.norm(flight.units * twin.members[1, 0] * twin.size[1] + twin.added))
+
+
 def _doubt(chain: Chain, flight: Flight) -> str:
     if float(flight.turns.small) > _JUMPS * float(flight.turns.large):
         return "gradients jump as parameters change, as ReLU's do"
@@ -150,7 +156,7 @@ def _ended(evolution, floating, clock, at: Reached, finite: bool) -> Run:
         state=chain.state(x, front.memory),
         taken=int(front.taken),
         finite=finite,
-        error=float(front.grown(jnp.ones((), x.dtype), flight.twin.added).error),
+        error=_error(flight),
         doubt=_doubt(chain, flight),
         growth=float(front.growth),
         moved=float(jnp.linalg.norm(x - chain.first)),

@@ -27,8 +27,8 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     live = index < rows.live
     gradients, values, at_points = _evaluated(chain, shape, flight)
     twin_turns = at_points - flight.twin.gradients
-    tangent, grown = arrived(flight.twin, twin_turns, flight.model, flight.units)
-    front = flight.front.grown(grown, flight.twin.added)
+    tangents, grown = arrived(flight.twin, twin_turns, flight.model, flight.units)
+    front = flight.front.grown(grown, flight.units * tangents[1, 0])
     following, memories = follow_all(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, _PARTS)
     # The state that each step leads to, as it is in flight; the last one is taken as it comes.
     towards = jnp.where((index < rows.live - 1)[:, None], jnp.roll(rows.x, -1, axis=0), following)
@@ -41,7 +41,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     response = response_of(chain, flight.known, front.taken, rows.x[0], front.memory, later, gradients[0], shape.capacity)
     if drifts(chain):
         ratio = flight.units / response.units
-        model, tangent = model.rescaled(ratio), rescaled(tangent, ratio)
+        model, tangents = model.rescaled(ratio), rescaled(tangents, ratio)
     told = live & (rows.age > 0) & usable(rows.x - rows.before, rows.x[0]) & jnp.all(jnp.isfinite(gradients), axis=1)
     told = jnp.concatenate([told, flight.twin.told])
     changes = jnp.concatenate([(rows.x - rows.before) / response.units[None], flight.twin.changes])
@@ -57,7 +57,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     model = Curvature(*(jnp.where(found.kept < _TRUSTED, 0, x) for x in model))
     memory = follow_some(chain, rows.x, gradients, values, front.memory, front.taken, found.accepted)
     block = rows.x, gradients, front.taken, found.accepted
-    twin = departing(tangent, block, model, response, flight.tally.sweeps + 1, found.added)
+    twin = departing(tangents, block, model, response, flight.tally.sweeps + 1, found.added)
     front = front._replace(taken=front.taken + found.accepted, memory=memory, travelled=found.travelled)
     window = _window(shape, aim, flight, found)
     recent = (live & (index < found.kept) & (index >= found.kept - jnp.maximum(_MEAN, found.kept // 2))).astype(new.dtype)
