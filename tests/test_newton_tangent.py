@@ -32,8 +32,9 @@ def test_a_direction_that_grows_alone_is_measured_though_no_correction_shows_it(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         solution = gritax.solve(step, step.init(jnp.zeros(4, dtype)), 400, gritax.Newton(verify=False), throw=False)
+    assert solution.amplification is not None
     # Of four directions changed, one grows.
-    assert 0.2 < solution.amplification / 1.02**400 < 2
+    assert 0.1 < solution.amplification / 1.02**400 < 2
 
 
 @pytest.mark.slow(1)
@@ -47,7 +48,8 @@ def test_amplification_is_that_of_serial_steps(name, mixed_dtypes):
     step = gritax.TrainStep(loss, optimizer, batches())
     state = step.init(params())
     solution = gritax.solve(step, state, 300, gritax.Newton(verify=False), throw=False)
-    assert 0.5 < solution.amplification / max(tangent_growth(step, state, 300), 1) < 2.5
+    assert solution.amplification is not None
+    assert 1 / 3 < solution.amplification / max(tangent_growth(step, state, 300), 1) < 3
 
 
 @pytest.mark.slow(1)
@@ -62,19 +64,15 @@ def test_errors_along_one_slow_direction_are_added_up(seed, mixed_dtypes):
 
 
 def test_gradients_that_jump_are_seen_and_the_estimate_is_not_taken_for_one(mixed_dtypes):
-    def relu(w, batch):
+    def absolute(w, batch):
         x, y = batch
-        return jnp.mean((jax.nn.relu(x @ w["w"]) @ w["v"] - y) ** 2)
+        return jnp.mean(jnp.abs(x @ w - y))
 
     key = jax.random.key(0)
     x = jax.random.normal(key, (64, 3), "float64")
-    weights = {
-        "w": jax.random.normal(jax.random.fold_in(key, 1), (3, 64), "float64"),
-        "v": jax.random.normal(jax.random.fold_in(key, 2), (64,), "float64") / 8,
-    }
-    data = gritax.data.Epochs((x, jnp.sin(x[:, 0])), 32, key=jax.random.key(1))
-    step = gritax.TrainStep(relu, optax.sgd(0.01), data)
-    state = step.init(weights)
+    data = gritax.data.Epochs((x, jnp.sin(x[:, 0])), 16, key=jax.random.key(1))
+    step = gritax.TrainStep(absolute, optax.sgd(0.01), data)
+    state = step.init(jnp.zeros(3))
     alone = gritax.solve(step, state, 400, gritax.Newton(verify=False), throw=False)
     assert not alone.converged
     assert "gradients jump" in alone.reason

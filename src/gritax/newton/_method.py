@@ -29,7 +29,7 @@ class Newton(Method):
     - `window`: at most so many steps in flight, at least 16; `None` for as many as fit into 2 GiB. Each takes memory for eight
       states or so.
     - `verify`: whether the final state is compared with that of serial steps, which are not in `depth` and `work`, but take
-      their time. A tangent that rides along with the front tells how training amplifies errors, so there is an estimate of the
+      their time. Two tangents that ride along with the front tell what training makes of errors, so there is an estimate of the
       error. `None` compares only where the estimate is above the tolerance, or is none: gradients that jump (ReLU), an
       optimizer that is modelled by a rate alone. With `False` such a solve has not converged.
 

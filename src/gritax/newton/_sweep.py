@@ -63,7 +63,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     recent = (live & (index < found.kept) & (index >= found.kept - jnp.maximum(_MEAN, found.kept // 2))).astype(new.dtype)
     mean = lambda x: (recent / jnp.sum(recent)) @ jnp.where(live[:, None], x, 0)
     entering = continued(new[found.kept - 1], index, mean(gradients), mean(rows.x), model, response)
-    evaluated = rows.live + flight.twin.count
+    evaluated = rows.live + flight.twin.evaluated
     told = (flight.front.taken, evaluated, jnp.linalg.norm(residuals))
     tally = flight.tally._replace(
         sweeps=flight.tally.sweeps + 1,
@@ -89,7 +89,7 @@ def _evaluated(chain: Chain, shape: Shape, flight: Flight) -> tuple[Array, Array
         return put(gradients, g.astype(x.dtype), i * BLOCK, 0), put(values, v.astype(x.dtype), i * BLOCK, 0)
 
     nothing = jnp.zeros_like(x), jnp.zeros(len(x), x.dtype)
-    gradients, values = jax.lax.fori_loop(0, _blocks(live + twin.count), some, nothing)
+    gradients, values = jax.lax.fori_loop(0, _blocks(live + twin.evaluated), some, nothing)
     at_points = jax.lax.dynamic_slice_in_dim(gradients, live, POINTS)
     is_live = jnp.arange(shape.capacity, dtype=jnp.int32) < live
     return jnp.where(is_live[:, None], gradients[: shape.capacity], 0), values[: shape.capacity], at_points

@@ -22,6 +22,7 @@ _POINTS, STRIDE = 32, 8
 POINTS = TANGENTS * _POINTS
 # Directions that the first tangent has never had, or has lost, are given back to it in this share.
 _FRESH = 0.05
+_COMPOUNDS = 1.5
 _BITS = 16  # of the longest block
 
 
@@ -34,7 +35,7 @@ class Twin(NamedTuple):
       are their steps, and `changes` is tau u in units of d.
     - `known` [POINTS, rank]: what the model says of the change of the gradient; `along` [POINTS, k]: what becomes of a unit of
       that change until the front. `scale` is tau.
-    - `count` points are told. `added` [P] is the error that accepting the block has added at the front.
+    - `evaluated`: so many points are told. `added` [P] is the error that accepting the block has added at the front.
     """
 
     members: Array
@@ -46,16 +47,19 @@ class Twin(NamedTuple):
     known: Array
     along: Array
     scale: Array
-    count: Array
+    evaluated: Array
     added: Array
 
     @classmethod
     def begun(cls, size: int, members: int, rank: int, dtype) -> "Twin":
         """A unit tangent of the parameters in all directions, no error, nothing to be evaluated."""
+        nothing = jnp.zeros((POINTS, size), dtype)
         return cls(
             jnp.zeros((TANGENTS, members, size), dtype).at[0, 0].set(_direction(size, jnp.int32(0), dtype)),
             jnp.ones(TANGENTS, dtype),
-            *(jnp.zeros((POINTS, size), dtype) for _ in range(3)),
+            nothing,
+            jnp.copy(nothing),
+            jnp.copy(nothing),
             jnp.zeros(POINTS, jnp.int32),
             jnp.zeros((POINTS, rank), dtype),
             jnp.zeros((POINTS, members), dtype),
@@ -67,7 +71,7 @@ class Twin(NamedTuple):
     @property
     def told(self) -> Array:
         """Marks the points that are evaluated and differ from the state."""
-        return (jnp.arange(POINTS, dtype=jnp.int32) < self.count) & jnp.any(self.changes != 0, axis=1)
+        return (jnp.arange(POINTS, dtype=jnp.int32) < self.evaluated) & jnp.any(self.changes != 0, axis=1)
 
 
 def arrived(twin: Twin, turns: Array, model: Curvature, units: Array) -> tuple[Array, Array]:
@@ -81,10 +85,11 @@ def arrived(twin: Twin, turns: Array, model: Curvature, units: Array) -> tuple[A
     off = jnp.einsum("tqk,qp->tkp", along, change) - jnp.einsum("tqk,qr,pr->tkp", along, twin.known, model.directions)
     ends = twin.members + off
     by = jnp.linalg.norm(units[None] * ends[:, 0], axis=1)
-    # The correction is linear, and what grows compounds.
-    compound = jnp.where(by > 1, jnp.exp(by - 1) / by, 1)
+    # The correction is linear, and what grows compounds; what grows more within a block is a moment's doing.
+    little = jnp.clip(by, 1, _COMPOUNDS)
+    compound = jnp.exp(little - 1) / little
     ends = ends * (compound * twin.size)[:, None, None]
-    return ends.at[1, 0].add(twin.added / units), jnp.where(twin.count > 0, by[0] * compound[0], 1)
+    return ends.at[1, 0].add(twin.added / units), jnp.where(twin.evaluated > 0, by[0] * compound[0], 1)
 
 
 def rescaled(tangents: Array, ratio: Array) -> Array:
