@@ -73,6 +73,7 @@ def test_an_optimizer_that_begins_with_infinity():
     [
         ({"tolerance": -1e-9}, "tolerance must be a number of at least 0"),
         ({"tolerance": float("nan")}, "tolerance"),
+        ({"tolerance": 10**400}, "tolerance must be a number"),
         ({"tolerance": "tight"}, "tolerance"),
         ({"throw": "x"}, "throw must be True or False"),
         ({"max_iterations": -1}, "max_iterations must be a whole number of at least 0"),

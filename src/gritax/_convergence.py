@@ -1,6 +1,7 @@
 """When to stop: tolerances by dtype, the rounding floor, divergence, finite termination; results as sentences."""
 
 import math
+import sys
 from dataclasses import dataclass, field, replace
 from numbers import Real
 
@@ -37,7 +38,7 @@ class ConvergenceError(RuntimeError):
 
 def require_tolerance(tolerance: float | None) -> None:
     if tolerance is not None and (
-        isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 <= tolerance < math.inf
+        isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 <= tolerance <= sys.float_info.max
     ):
         raise ValueError(
             f"tolerance must be a number of at least 0, or None for {DEFAULT_TOLERANCE:g} of the distance travelled, "

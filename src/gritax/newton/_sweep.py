@@ -43,7 +43,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
         ratio = flight.units / response.units
         model, tangents = model.rescaled(ratio), rescaled(tangents, ratio)
     told = live & (rows.age > 0) & usable(rows.x - rows.before, rows.x[0]) & jnp.all(jnp.isfinite(gradients), axis=1)
-    told = jnp.concatenate([told, flight.twin.told])
+    told = jnp.concatenate([told, flight.twin.told & jnp.all(jnp.isfinite(twin_turns), axis=1)])
     changes = jnp.concatenate([(rows.x - rows.before) / response.units[None], flight.twin.changes])
     changes = jnp.where(told[:, None], changes, 0)
     turns = jnp.concatenate([gradients - rows.gradients, twin_turns])
@@ -64,10 +64,12 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     mean = lambda x: (recent / jnp.sum(recent)) @ jnp.where(live[:, None], x, 0)
     entering = continued(new[found.kept - 1], index, mean(gradients), mean(rows.x), model, response)
     evaluated = rows.live + flight.twin.evaluated
-    told = (flight.front.taken, evaluated, jnp.linalg.norm(residuals))
+    recorded = (flight.front.taken, evaluated, jnp.linalg.norm(residuals))
     tally = flight.tally._replace(
         sweeps=flight.tally.sweeps + 1,
-        history=flight.tally.history.at[flight.tally.sweeps % shape.sweeps].set(jnp.stack([x.astype(new.dtype) for x in told])),
+        history=flight.tally.history.at[flight.tally.sweeps % shape.sweeps].set(
+            jnp.stack([x.astype(new.dtype) for x in recorded])
+        ),
         losses=jax.lax.dynamic_update_slice_in_dim(flight.tally.losses, values, flight.front.taken, 0),
     )
     finite = jnp.all(jnp.isfinite(following[0])) & _finite(memory)
