@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from rich.console import Console
-from small_problems import batches, data, distance, loss, mesh, params, relative_error
+from small_problems import batches, distance, loss, mesh, params, relative_error
 
 import gritax
 from gritax.cli import main
@@ -233,9 +233,6 @@ def test_bad_input_is_named():
     for leaf in (jnp.ones(2, jnp.bfloat16), jnp.ones(2, "complex64"), (jnp.ones(1, "float32"), jnp.ones(1))):
         with pytest.raises(ValueError, match="leaves of one dtype"):
             gritax.solve(lambda u, start, stride: jax.tree.map(lambda x: x * 0.5, u), leaf, 60, gritax.Newton())
-    with_stats = gritax.TrainStep(lambda p, s, b: (loss(p, b), s), optax.sgd(0.05), lambda step: data(), has_aux=True)
-    with pytest.raises(ValueError, match="running statistics"):
-        gritax.solve(with_stats, with_stats.init(params(), jnp.ones(2)), 60, gritax.Newton())
 
 
 def test_train_takes_it_as_a_method():

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from ._flight import Aim, Front, Rows, Shape
 from ._prefix import largest_so_far
+from ._response import Recurrence
 
 
 # A rate that is small by accident is none; a step whose correction grows has an error of several of them.
@@ -34,7 +35,9 @@ class Acceptance(NamedTuple):
     moved: Array
 
 
-def acceptance(shape: Shape, aim: Aim, front: Front, rows: Rows, new: Array, delta: Array, origin: Array) -> Acceptance:
+def acceptance(
+    shape: Shape, aim: Aim, front: Front, rows: Rows, new: Array, delta: Array, origin: Array, known: Recurrence
+) -> Acceptance:
     """From the corrected states `new` after each step in flight, and their corrections `delta`."""
     index, last = jnp.arange(shape.capacity, dtype=jnp.int32), rows.live - 1
     norm = lambda x: jnp.linalg.norm(x, axis=1)
@@ -42,9 +45,9 @@ def acceptance(shape: Shape, aim: Aim, front: Front, rows: Rows, new: Array, del
     moved = jnp.where(index == last, norm(delta)[jnp.maximum(last - 1, 0)], norm(delta)).at[0].set(0)
     before = jnp.where(index == last, rows.moved[jnp.maximum(last, 0)], jnp.roll(rows.moved, -1))
     is_live = index < rows.live
-    distance = largest_so_far(jnp.maximum(front.travelled, jnp.where(is_live, norm(new - origin[None]), 0)))
+    distance = largest_so_far(jnp.maximum(front.travelled, jnp.where(is_live, norm(known.of_trained(new - origin[None])), 0)))
 
-    wild = is_live & ~(moved <= _FAR * distance) & (index > 0)
+    wild = is_live & ~(norm(known.of_trained(delta)) <= _FAR * distance) & (index > 0)
     first_wild = jnp.argmax(wild).astype(jnp.int32)
     kept = jnp.where(jnp.any(wild), jnp.maximum(2 * first_wild // 3, 1), rows.live)
 
@@ -53,16 +56,16 @@ def acceptance(shape: Shape, aim: Aim, front: Front, rows: Rows, new: Array, del
     error = jnp.where(rate < _STALLED, shrinks / (1 - shrinks), jnp.where(rate > _GROWS, _GROWN, 1)) * moved
     progress = (front.taken + 1 + index).astype(moved.dtype) / shape.num_steps
     budget = jnp.square((aim.relative * distance + aim.absolute) * (0.5 + 0.5 * progress))
-    known = jnp.sum(jnp.square(front.drift))
+    there = jnp.sum(jnp.square(front.drift))
     # With what is there already, as far as it points the same way.
-    both = jnp.square(error) + 2 * error * (delta @ front.drift) / jnp.where(moved > 0, moved, 1)
-    fits = (jnp.square(error) <= _SHARE * (budget - known)) & (both + known <= budget)
+    both = jnp.square(error) + 2 * error * (known.of_trained(delta) @ front.drift) / jnp.where(moved > 0, moved, 1)
+    fits = (jnp.square(error) <= _SHARE * (budget - there)) & (both + there <= budget)
     good = ((fits | (jnp.square(error) <= _SHARE * _LEAST * budget)) & (index < kept)).at[0].set(True)
     accepted = jnp.where(jnp.all(good), shape.capacity, jnp.argmin(good)).astype(jnp.int32)
     if shape.save_every:
         accepted = jnp.minimum(accepted, shape.save_every - front.taken % shape.save_every)
     # The last step in flight was corrected as the one before it.
-    along = delta[jnp.minimum(accepted - 1, jnp.maximum(last - 1, 0))]
+    along = known.of_trained(delta)[jnp.minimum(accepted - 1, jnp.maximum(last - 1, 0))]
     length = jnp.linalg.norm(along)
     added = along * (error[accepted - 1] / jnp.where(length > 0, length, 1))
     return Acceptance(accepted, kept, added, distance[accepted - 1], moved)

@@ -19,28 +19,55 @@ class Training:
     """`x' = x + update(g, S, x)`, `g = grad loss(x, batch(i))`: x are the trained parameters, S is the optimizer's state.
 
     An evaluation needs no S, so all steps in flight are evaluated at once. What the optimizer makes of their gradients is
-    elementwise, and follows in the order of the steps.
+    elementwise, and follows in the order of the steps. Running statistics s are the last elements of x, `s - s'` those of g.
     """
 
     def __init__(self, step: TrainStep, state: TrainState):
         self.step, self._state = step, state
         self.params, self._frozen = step.split(state.params)
-        self.first, self.unflatten = ravel_pytree(self.params)
+        weights, self._weights = ravel_pytree(self.params)
+        stats, self._stats = ravel_pytree(state.stats)
+        self.size = weights.size
+        self.first = jnp.concatenate([weights, stats.astype(weights.dtype)]) if stats.size else weights
         self.memory = state.opt_state
+
+    def unflatten(self, x: Array) -> PyTree:
+        """The trained parameters."""
+        return self._weights(x[: self.size])
+
+    def kept(self) -> Array:
+        """The share of each statistic that the first step keeps: its derivative by itself, if no other moves it."""
+
+        def after(stats):
+            return self._evaluated(jnp.concatenate([self.first[: self.size], stats]), jnp.int32(0))[0][self.size :]
+
+        stats = self.first[self.size :]
+        return jnp.clip(1 - jax.jvp(after, (stats,), (jnp.ones_like(stats),))[1], 0, 1)
+
+    def reads_statistics(self, x: Array) -> Array:
+        """True if a change of the statistics alone changes the gradient of the first step."""
+        gradients = lambda x: self._evaluated(x, jnp.int32(0))[0][: self.size]
+        return jnp.any(gradients(x) != gradients(x.at[self.size :].multiply(1.5).at[self.size :].add(0.5)))
+
+    def _evaluated(self, x: Array, start: Array) -> tuple[Array, Scalar]:
+        params, stats = eqx.combine(self.unflatten(x), self._frozen), self._stats(x[self.size :])
+        (value, after), gradient = self.step.gradient(params, stats, self.step.data(start), start)
+        flat = ravel_pytree(gradient)[0]
+        if x.size == self.size:
+            return flat, value
+        return jnp.concatenate([flat, x[self.size :] - ravel_pytree(after)[0].astype(x.dtype)]), value
 
     def evaluate(self, x: Array, start: Array) -> tuple[Array, Scalar]:
         """(gradient, loss) of the step `start` at `x`."""
-        params = eqx.combine(self.unflatten(x), self._frozen)
-        (value, _), gradient = self.step.gradient(params, self._state.stats, self.step.data(start), start)
-        return ravel_pytree(gradient)[0], value
+        return self._evaluated(x, start)
 
     def follow(self, x: Array, gradient: Array, value: Scalar, memory: PyTree, start: Array) -> tuple[Array, PyTree]:
         """(the state after the step, S after it), with an evaluation at `x`."""
         updates, memory = update(self.step.optimizer, self.unflatten(gradient), memory, self.unflatten(x), value)
-        return x + ravel_pytree(updates)[0], memory
+        return x + jnp.concatenate([ravel_pytree(updates)[0], -gradient[self.size :]]), memory
 
     def state(self, x: Array, memory: PyTree) -> TrainState:
-        return TrainState(eqx.combine(self.unflatten(x), self._frozen), memory, self._state.stats)
+        return TrainState(eqx.combine(self.unflatten(x), self._frozen), memory, self._stats(x[self.size :]))
 
 
 class Steps:
@@ -49,7 +76,7 @@ class Steps:
     def __init__(self, evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array]):
         self._evolution = evolution
         self.first, self.unflatten = ravel_pytree(floating)
-        self.memory = clock
+        self.memory, self.size = clock, self.first.size
 
     def evaluate(self, x: Array, start: Array) -> tuple[Array, Scalar]:
         after, _ = self._evolution.advance(self.unflatten(x), self._evolution.clock(start), start, 1)

@@ -13,13 +13,13 @@ from ._prefix import cumulated, recurrence
 from ._response import Response
 
 
-def correction(residuals: Array, model: Curvature, response: Response) -> Array:
+def correction(residuals: Array, model: Curvature, response: Response, kept: Array | None = None) -> Array:
     """delta after each step [steps, P], from the residuals of the steps, zero where there are none."""
     v, d = model.directions, response.units
     forcing = residuals @ (v / d[:, None])
     modes = recurrence(response.transfer, response.gain, model.values, forcing)
     off = modes - cumulated(forcing)
-    return cumulated(residuals) + (off @ v.T) * d[None]
+    return cumulated(residuals, kept) + (off @ v.T) * d[None]
 
 
 def continued(last: Array, steps: Array, gradient: Array, at: Array, model: Curvature, response: Response) -> Array:

@@ -147,6 +147,7 @@ def begun(chain: Chain, shape: Shape, window: int) -> Flight:
     """Before the first sweep: every step in flight begins at the first state."""
     # A copy: the flight is given away to the next program, and what the user gave is not.
     memory, x, places = jax.tree.map(jnp.copy, chain.memory), chain.first, shape.capacity
+    known = recurrence(chain, shape.num_steps)
     zero, rows = jnp.zeros((), x.dtype), jnp.zeros((places, x.size), x.dtype)
     return Flight(
         Front(jnp.int32(0), memory, jnp.zeros_like(x), jnp.ones((), x.dtype), zero),
@@ -158,9 +159,9 @@ def begun(chain: Chain, shape: Shape, window: int) -> Flight:
             jnp.full(places, jnp.inf, x.dtype),
             jnp.int32(min(window, shape.num_steps)),
         ),
-        Twin.begun(x.size, members(chain), shape.rank, x.dtype),
+        Twin.begun(known, members(chain), shape.rank, x.dtype),
         Curvature.none(x.size, shape.rank, x.dtype),
-        recurrence(chain, shape.num_steps),
+        known,
         jnp.ones_like(x),
         Turns(zero, zero),
         jnp.asarray(window, x.dtype),

@@ -41,17 +41,23 @@ def recurrence(transfer: Array, gain: Array, values: Array, forcing: Array) -> A
     return jax.lax.platform_dependent(transfer, gain, values, forcing, cpu=in_order, default=at_once)
 
 
-def cumulated(rows: Array) -> Array:
-    """The sums of all rows [n, P] up to each: elsewhere products with triangles of ones, in blocks, then of whole blocks."""
+def cumulated(rows: Array, kept: Array | None = None) -> Array:
+    """The sums of all rows [n, P] up to each: elsewhere products with triangles of ones, in blocks, then of whole blocks.
+
+    `kept` [P] of a sum is left by each step.
+    """
 
     def in_order(rows):
         def step(total, row):
-            total = total + row
+            total = row + (total if kept is None else kept * total)
             return total, total
 
         return jax.lax.scan(step, jnp.zeros_like(rows[0]), rows)[1]
 
-    def in_blocks(rows):
+    def at_once(rows):
+        if kept is not None:
+            after = lambda earlier, later: (later[0] * earlier[0], later[0] * earlier[1] + later[1])
+            return _passes(after, (jnp.broadcast_to(kept, rows.shape), rows))[1]
         count, size = rows.shape
         length = _BLOCK if count % _BLOCK == 0 else count
         blocks = rows.reshape(count // length, length, size)
@@ -59,7 +65,7 @@ def cumulated(rows: Array) -> Array:
         earlier = jnp.matmul(jnp.tri(len(blocks), k=-1, dtype=rows.dtype), within[:, -1], precision="highest")
         return (within + earlier[:, None]).reshape(count, size)
 
-    return jax.lax.platform_dependent(rows, cpu=in_order, default=in_blocks)
+    return jax.lax.platform_dependent(rows, cpu=in_order, default=at_once)
 
 
 def largest_so_far(values: Array) -> Array:

@@ -93,12 +93,19 @@ class Recurrence(NamedTuple):
 
     - `transfer` [n, k, k], `gain` [n, k]: of one step in each `stride`; n is 1 if all steps are alike.
     - `diagonal` [P]: the largest |A_0| of each parameter, in units of which they are.
+    - `kept` [P]: what a step keeps of each element of the state where the model says nothing: 1 of a parameter, less of a
+      running statistic; None if there are no statistics.
     """
 
     transfer: Array
     gain: Array
     diagonal: Array
     stride: Array
+    kept: Array | None
+
+    def of_trained(self, rows: Array) -> Array:
+        """Rows of states without what is not trained."""
+        return rows if self.kept is None else jnp.where(jnp.broadcast_to(self.kept == 1, rows.shape), rows, 0)
 
     def along(self, taken: Array, count: int) -> tuple[Array, Array]:
         """(T, A) of so many steps from step `taken` on."""
@@ -110,9 +117,13 @@ class Recurrence(NamedTuple):
 def recurrence(chain: Chain, num_steps: int) -> Recurrence:
     """The recurrence along the run, for `chain` as it begins."""
     size, dtype, one = chain.first.size, chain.first.dtype, jnp.int32(1)
+    kept = None
+    if isinstance(chain, Training) and chain.size < size:
+        # Never 1, which parameters are known by.
+        kept = jnp.concatenate([jnp.ones(chain.size, dtype), jnp.minimum(chain.kept(), 1 - jnp.finfo(dtype).eps).astype(dtype)])
     found = modelled(chain.step.optimizer, chain.params) if isinstance(chain, Training) else None
     if found is None:
-        return Recurrence(jnp.ones((1, 1, 1), dtype), -jnp.ones((1, 1), dtype), jnp.ones(size, dtype), one)
+        return Recurrence(jnp.ones((1, 1, 1), dtype), -jnp.ones((1, 1), dtype), jnp.ones(size, dtype), one, kept)
     assert isinstance(chain, Training)
     reduced, kind, second, alike = found
     own = chain.memory if second is None else jax.tree.map(lambda x, flag: None if flag else x, chain.memory, second)
@@ -131,10 +142,9 @@ def recurrence(chain: Chain, num_steps: int) -> Recurrence:
     transfers = transfers.at[:, :, 0, 1:].divide(reach[None, :, None])
     weights = jnp.asarray([sizes[family] for family in families], dtype)
     weights = weights / jnp.sum(weights)
-    of_parameters = jnp.repeat(reach, jnp.asarray(sizes), total_repeat_length=size)
-    return Recurrence(
-        jnp.einsum("f,nfij->nij", weights, transfers), jnp.einsum("f,nfi->ni", weights, gains), of_parameters, one * stride
-    )
+    of_parameters = _with_statistics(jnp.repeat(reach, jnp.asarray(sizes), total_repeat_length=chain.size), size)
+    transfer, gain = jnp.einsum("f,nfij->nij", weights, transfers), jnp.einsum("f,nfi->ni", weights, gains)
+    return Recurrence(transfer, gain, of_parameters, one * stride, kept)
 
 
 def response_of(
@@ -156,18 +166,18 @@ def response_of(
     if not isinstance(chain, Training):
         return Response(jnp.ones_like(x), transfer, gain)
     if (found := modelled(chain.step.optimizer, chain.params)) is None:
-        return Response(jnp.sqrt(_rates(chain, x, memory, gradient)), transfer, gain)
+        return Response(jnp.sqrt(_with_statistics(_rates(chain, x, memory, gradient), x.size)), transfer, gain)
     second, params, diagonal = found[2], chain.unflatten(x), known.diagonal
     if later is not None:
         flat = lambda memory: _bounded(ravel_pytree(response(chain.step.optimizer, second, memory, params))[0])
         now, then = flat(later[0]), jax.vmap(flat)(later[1])
         along = jnp.concatenate([jnp.ones(1, x.dtype), (then @ now) / (now @ now)])
-        diagonal = diagonal * now
+        diagonal = diagonal * _with_statistics(now, x.size)
         drift = jnp.interp(jnp.arange(count) * len(then) / count, jnp.arange(len(along)), along).astype(x.dtype)
         transfer = transfer.at[:, 0, 1:].multiply(drift[:, None])
         gain = gain.at[:, 0].multiply(drift)
     # What a moment takes from the parameters is in units of d^-2.
-    transfer = transfer.at[:, 1:, 0].multiply(jnp.mean(diagonal))
+    transfer = transfer.at[:, 1:, 0].multiply(jnp.mean(diagonal[: chain.size]))
     return Response(jnp.sqrt(diagonal), transfer, gain * _taken(chain, second, x, gradient, memory, diagonal * -gain[0, 0]))
 
 
@@ -225,9 +235,13 @@ def _taken(chain: Training, second, x: Array, gradient: Array, memory: PyTree, w
     still = lambda x, flag: x if flag or not jnp.issubdtype(x.dtype, jnp.inexact) else jnp.zeros_like(x)
     memory = jax.tree.map(still, memory, flags)
     moved, unmoved = (chain.follow(x, g, jnp.zeros((), x.dtype), memory, jnp.int32(0))[0] for g in (gradient, 0 * gradient))
-    expected = jnp.linalg.norm(wanted * gradient)
-    share = jnp.linalg.norm(moved - unmoved) / jnp.where(expected > 0, expected, 1)
+    expected = jnp.linalg.norm((wanted * gradient)[: chain.size])
+    share = jnp.linalg.norm((moved - unmoved)[: chain.size]) / jnp.where(expected > 0, expected, 1)
     return jnp.where((share < _CLIPPED) & (share > 0), share, 1)
+
+
+def _with_statistics(of_parameters: Array, size: int) -> Array:
+    return jnp.pad(of_parameters, (0, size - of_parameters.size), constant_values=1)
 
 
 def _bounded(diagonal: Array) -> Array:

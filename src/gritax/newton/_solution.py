@@ -130,12 +130,8 @@ def _dtype(evolution: Evolution, floating: PyTree, clock: PyTree):
 def _require_corrected(evolution: Evolution, floating: PyTree, clock: PyTree) -> None:
     """Raises `ValueError` for a state that a correction of one flat vector would change in its precision, or forget."""
     state = evolution.merge(floating, clock)
-    if isinstance(state, TrainState) and jax.tree.leaves(state.stats):
-        raise ValueError(
-            "method: gritax.Newton takes no running statistics yet (has_aux=True with stats): use gritax.Multigrid, or a loss "
-            "without them."
-        )
-    dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(evolution.trained(floating))})
+    stats = jax.tree.leaves(state.stats) if isinstance(state, TrainState) else []
+    dtypes = sorted({str(leaf.dtype) for leaf in [*jax.tree.leaves(evolution.trained(floating)), *stats]})
     if len(dtypes) > 1 or dtypes[0] not in ("float32", "float64"):
         raise ValueError(
             f"method: gritax.Newton corrects leaves of one dtype, float32 or float64, and these are {', '.join(dtypes)}. Use "

@@ -13,7 +13,7 @@ from .._convergence import DEFAULT_TOLERANCE
 from .._kernel import kernel, make_room, quickly_compiled
 from .._method import Options, Task
 from ..training import TrainStep
-from ._chain import Chain, chain_of
+from ._chain import Chain, Training, chain_of
 from ._flight import Aim, Flight, Shape, begun, enlarged
 from ._fronts import Fronts, Reached
 from ._method import Newton
@@ -143,7 +143,15 @@ def _error(flight: Flight) -> float:
     return float(jnp.linalg.norm(flight.units * twin.members[1, 0] * twin.size[1] + twin.added))
 
 
-def _doubt(chain: Chain, flight: Flight) -> str:
+@kernel
+def _reads(evolution, floating, clock, x: Array) -> Array:
+    chain = chain_of(evolution, floating, clock)
+    return chain.reads_statistics(x) if isinstance(chain, Training) and chain.size < x.size else jnp.asarray(False)
+
+
+def _doubt(chain: Chain, flight: Flight, reads: bool) -> str:
+    if reads:
+        return "the loss reads the running statistics, which the tangents do not"
     if float(flight.turns.small) > _JUMPS * float(flight.turns.large):
         return "gradients jump as parameters change, as ReLU's do"
     return "" if understood(chain) else "the optimizer is no linear recurrence with frozen second moments"
@@ -157,10 +165,10 @@ def _ended(evolution, floating, clock, at: Reached, finite: bool) -> Run:
         taken=int(front.taken),
         finite=finite,
         error=_error(flight),
-        doubt=_doubt(chain, flight),
+        doubt=_doubt(chain, flight, x.size > chain.size and bool(_reads(evolution, floating, clock, x))),
         growth=float(front.growth),
-        moved=float(jnp.linalg.norm(x - chain.first)),
-        size=float(jnp.linalg.norm(x)),
+        moved=float(jnp.linalg.norm((x - chain.first)[: chain.size])),
+        size=float(jnp.linalg.norm(x[: chain.size])),
         history=at.history,
         losses=np.asarray(flight.tally.losses[:num_steps]) if isinstance(evolution.phi, TrainStep) else None,
         states=None if at.saved is None else evolution.merge(*at.saved),

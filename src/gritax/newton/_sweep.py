@@ -26,7 +26,8 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     rows, index = flight.rows, jnp.arange(shape.capacity, dtype=jnp.int32)
     live = index < rows.live
     gradients, values, at_points = _evaluated(chain, shape, flight)
-    twin_turns = at_points - flight.twin.gradients
+    known = flight.known
+    twin_turns = known.of_trained(at_points - flight.twin.gradients)
     tangents, grown = arrived(flight.twin, twin_turns, flight.model, flight.units)
     front = flight.front.grown(grown, flight.units * tangents[1, 0])
     following, memories = follow_all(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, _PARTS)
@@ -38,31 +39,31 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     if drifts(chain):
         after = follow_some(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, jnp.int32(1))
         later = after, memories
-    response = response_of(chain, flight.known, front.taken, rows.x[0], front.memory, later, gradients[0], shape.capacity)
+    response = response_of(chain, known, front.taken, rows.x[0], front.memory, later, gradients[0], shape.capacity)
     if drifts(chain):
         ratio = flight.units / response.units
         model, tangents = model.rescaled(ratio), rescaled(tangents, ratio)
     told = live & (rows.age > 0) & usable(rows.x - rows.before, rows.x[0]) & jnp.all(jnp.isfinite(gradients), axis=1)
     told = jnp.concatenate([told, flight.twin.told & jnp.all(jnp.isfinite(twin_turns), axis=1)])
-    changes = jnp.concatenate([(rows.x - rows.before) / response.units[None], flight.twin.changes])
+    changes = jnp.concatenate([known.of_trained(rows.x - rows.before) / response.units[None], flight.twin.changes])
     changes = jnp.where(told[:, None], changes, 0)
-    turns = jnp.concatenate([gradients - rows.gradients, twin_turns])
+    turns = jnp.concatenate([known.of_trained(gradients - rows.gradients), twin_turns])
     turns = jnp.where(told[:, None], turns, 0) * response.units[None]
     seen = flight.turns.and_of(changes, turns, response.units, told, front.travelled)
     model = secant_update(model, changes, turns, told, shape.groups, shape.new)
-    delta = correction(residuals, model, response)
+    delta = correction(residuals, model, response, known.kept)
     new = (towards + delta).at[0].set(following[0])  # exact, whatever was in flight there
 
-    found = acceptance(shape, aim, front, rows, new, delta, chain.first)
+    found = acceptance(shape, aim, front, rows, new, delta, chain.first, known)
     model = Curvature(*(jnp.where(found.kept < _TRUSTED, 0, x) for x in model))
     memory = follow_some(chain, rows.x, gradients, values, front.memory, front.taken, found.accepted)
     block = rows.x, gradients, front.taken, found.accepted
-    twin = departing(tangents, block, model, response, flight.tally.sweeps + 1, found.added)
+    twin = departing(tangents, block, model, response, known, flight.tally.sweeps + 1, found.added)
     front = front._replace(taken=front.taken + found.accepted, memory=memory, travelled=found.travelled)
     window = _window(shape, aim, flight, found)
     recent = (live & (index < found.kept) & (index >= found.kept - jnp.maximum(_MEAN, found.kept // 2))).astype(new.dtype)
     mean = lambda x: (recent / jnp.sum(recent)) @ jnp.where(live[:, None], x, 0)
-    entering = continued(new[found.kept - 1], index, mean(gradients), mean(rows.x), model, response)
+    entering = continued(new[found.kept - 1], index, known.of_trained(mean(gradients)), mean(rows.x), model, response)
     evaluated = rows.live + flight.twin.evaluated
     recorded = (flight.front.taken, evaluated, jnp.linalg.norm(residuals))
     tally = flight.tally._replace(
@@ -74,7 +75,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     )
     finite = jnp.all(jnp.isfinite(following[0])) & _finite(memory)
     moved_on = _moved_on(shape, flight, found, new, gradients, entering, window)
-    return Flight(front, moved_on, twin, model, flight.known, response.units, seen, window, tally, finite)
+    return Flight(front, moved_on, twin, model, known, response.units, seen, window, tally, finite)
 
 
 def _evaluated(chain: Chain, shape: Shape, flight: Flight) -> tuple[Array, Array, Array]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._curvature import Curvature
-from ._response import Response
+from ._response import Recurrence, Response
 
 
 TANGENTS = 2
@@ -51,11 +51,12 @@ class Twin(NamedTuple):
     added: Array
 
     @classmethod
-    def begun(cls, size: int, members: int, rank: int, dtype) -> "Twin":
+    def begun(cls, known: Recurrence, members: int, rank: int, dtype) -> "Twin":
         """A unit tangent of the parameters in all directions, no error, nothing to be evaluated."""
-        nothing = jnp.zeros((POINTS, size), dtype)
+        size = known.diagonal.size
+        nothing, first = jnp.zeros((POINTS, size), dtype), known.of_trained(_direction(size, jnp.int32(0), dtype))
         return cls(
-            jnp.zeros((TANGENTS, members, size), dtype).at[0, 0].set(_direction(size, jnp.int32(0), dtype)),
+            jnp.zeros((TANGENTS, members, size), dtype).at[0, 0].set(first),
             jnp.ones(TANGENTS, dtype),
             nothing,
             jnp.copy(nothing),
@@ -102,6 +103,7 @@ def departing(
     block: tuple[Array, Array, Array, Array],
     model: Curvature,
     response: Response,
+    known: Recurrence,
     sweep: Array,
     added: Array,
 ) -> Twin:
@@ -112,7 +114,7 @@ def departing(
     size = jnp.where(size > 0, size, 1)
     # The length of the first is told without what is given back to it, most of which is soon lost again.
     fresh = _direction(x.shape[1], sweep, x.dtype) * (_FRESH * jnp.sqrt(d.size).astype(x.dtype) / jnp.linalg.norm(d))
-    tangents = (tangents / size[:, None, None]).at[0, 0].add(fresh)
+    tangents = (tangents / size[:, None, None]).at[0, 0].add(known.of_trained(fresh))
 
     each = jnp.minimum((accepted + STRIDE - 1) // STRIDE, _POINTS)
     index = jnp.arange(_POINTS, dtype=jnp.int32)
