@@ -90,13 +90,14 @@ def parts(name, window):
     secants = lambda m, y, s: _sweep.secant_update(m, y, s, told, shape.groups, shape.new)
     model = of("secants", secants, flight.model, changes, turns)
     delta = of("correction", _sweep.correction, following - jnp.roll(rows.x, -1, axis=0), model, response)
-    accept = lambda f, new, delta: _sweep.acceptance(shape, aim, f.front, f.rows, new, delta, chain.first)
+    accept = lambda f, new, delta: _sweep.acceptance(shape, aim, f.front, f.rows, new, delta, chain.first, f.known)
     of("acceptance", accept, flight, following, delta)
     twin = lambda f, p, m, r, g, x: _sweep.departing(
         _sweep.arrived(f.twin, p - f.twin.gradients, f.model, f.units)[0],
         (x, g, f.front.taken, f.rows.live // 5),
         m,
         r,
+        f.known,
         1,
         x[0],
     )
