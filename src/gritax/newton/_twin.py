@@ -23,6 +23,7 @@ POINTS = TANGENTS * _POINTS
 # Directions that the first tangent has never had, or has lost, are given back to it in this share.
 _FRESH = 0.05
 _COMPOUNDS = 1.5
+_BEYOND = 1.2  # times as much as any change, errors may grow within a block
 _BITS = 16  # of the longest block
 
 
@@ -34,7 +35,7 @@ class Twin(NamedTuple):
     - `points`, `gradients` [POINTS, P]: states $w + \\tau u$, those of the tangents in turn, and the gradients at w; `starts`
       are their steps, and `changes` is tau u in units of d.
     - `known` [POINTS, rank]: what the model says of the change of the gradient; `along` [POINTS, k]: what becomes of a unit of
-      that change until the front. `scale` is tau.
+      that change until the front. `scale` [POINTS] is tau.
     - `evaluated`: so many points are told. `added` [P] is the error that accepting the block has added at the front.
     """
 
@@ -64,7 +65,7 @@ class Twin(NamedTuple):
             jnp.zeros(POINTS, jnp.int32),
             jnp.zeros((POINTS, rank), dtype),
             jnp.zeros((POINTS, members), dtype),
-            jnp.ones((), dtype),
+            jnp.ones(POINTS, dtype),
             jnp.int32(0),
             jnp.zeros(size, dtype),
         )
@@ -80,7 +81,7 @@ def arrived(twin: Twin, turns: Array, model: Curvature, units: Array) -> tuple[A
 
     The second tangent is the error at the front. `model` and `units` are those that the block was begun with.
     """
-    change = jnp.where(twin.told[:, None], turns / twin.scale, 0) * units[None]
+    change = jnp.where(twin.told[:, None], turns / twin.scale[:, None], 0) * units[None]
     of_tangent = jnp.arange(POINTS, dtype=jnp.int32)[None] % TANGENTS == jnp.arange(TANGENTS, dtype=jnp.int32)[:, None]
     along = jnp.where((of_tangent & twin.told[None])[..., None], twin.along[None], 0)
     off = jnp.einsum("tqk,qp->tkp", along, change) - jnp.einsum("tqk,qr,pr->tkp", along, twin.known, model.directions)
@@ -89,6 +90,9 @@ def arrived(twin: Twin, turns: Array, model: Curvature, units: Array) -> tuple[A
     # The correction is linear, and what grows compounds; what grows more within a block is a moment's doing.
     little = jnp.clip(by, 1, _COMPOUNDS)
     compound = jnp.exp(little - 1) / little
+    # Errors begin in stiff directions, which a linear correction of a long block throws far to the other side.
+    most = _BEYOND * jnp.maximum(by[0], 1)
+    compound = compound.at[1].multiply(jnp.where(by[1] > most, most / by[1], 1))
     ends = ends * (compound * twin.size)[:, None, None]
     return ends.at[1, 0].add(twin.added / units), jnp.where(twin.evaluated > 0, by[0] * compound[0], 1)
 
@@ -134,16 +138,19 @@ def departing(
     guess = jnp.einsum("qj,tjp->qtp", plain[:-1, 0], tangents) + off[:-1, :, 0] @ v.T
     ends = jnp.einsum("ij,tjp->tip", plain[-1], tangents) + off[-1] @ v.T
 
-    scale = jnp.sqrt(jnp.finfo(x.dtype).eps) * jnp.maximum(jnp.linalg.norm(x[0]), 1e-3)
+    # A moment may carry a tangent far beyond the length that it begins with.
+    longest = jnp.maximum(jnp.max(jnp.linalg.norm(d[None, None] * guess, axis=2), axis=0), 1)
+    scale = jnp.sqrt(jnp.finfo(x.dtype).eps) * jnp.maximum(jnp.linalg.norm(x[0]), 1e-3) / longest
+    scale = jnp.tile(scale, _POINTS)
     in_turn = lambda rows: rows.reshape(POINTS, *rows.shape[2:])
     twice = lambda rows: jnp.repeat(rows, TANGENTS, axis=0)
     weight = jnp.where(index < each, cell, 0).astype(x.dtype)
     return Twin(
         ends,
         size.at[0].set(1),
-        twice(x[at]) + scale * d[None] * in_turn(guess),
+        twice(x[at]) + scale[:, None] * d[None] * in_turn(guess),
         twice(gradients[at]),
-        scale * in_turn(guess),
+        scale[:, None] * in_turn(guess),
         twice(taken + at),
         in_turn(modes[:-1, :, 0] * model.values[None, None]),
         twice(weight[:, None] * (after @ gain)),
