@@ -1,7 +1,6 @@
 """When to stop: tolerances by dtype, the rounding floor, divergence, finite termination; results as sentences."""
 
 import math
-import sys
 from dataclasses import dataclass, field, replace
 from numbers import Real
 
@@ -38,12 +37,19 @@ class ConvergenceError(RuntimeError):
 
 def require_tolerance(tolerance: float | None) -> None:
     if tolerance is not None and (
-        isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 <= tolerance <= sys.float_info.max
+        isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 <= _as_float(tolerance) < math.inf
     ):
         raise ValueError(
             f"tolerance must be a number of at least 0, or None for {DEFAULT_TOLERANCE:g} of the distance travelled, "
             f"not {tolerance!r}."
         )
+
+
+def _as_float(number: Real) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def least_precise(floating: PyTree[Array]) -> jnp.dtype:
