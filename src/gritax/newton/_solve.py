@@ -28,7 +28,7 @@ _FIRST_WINDOW, _FIRST_CAPACITY, _LARGER = 32, 128, 4
 _MEMORY, _COPIES = 2**31, 8
 _ROUNDINGS = 32.0  # of the parameters: no less can be asked for
 # Small changes of the state that turn the gradient so many times as much as large ones do, beside their length, meet a jump.
-_JUMPS = 4
+_JUMPS = 2
 
 
 @dataclass(frozen=True)
