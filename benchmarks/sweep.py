@@ -1,135 +1,148 @@
-"""A sweep of the sliding window by its parts: seconds, kernels in the compiled program, seconds of compilation.
+"""The sweep: one application of phi inside a relaxation kernel against one in a bare scan over the same lanes."""
 
-    python benchmarks/sweep.py [--problems "digits, sgd" ...] [--windows 256 1024] [--json FILE]
+import json
+import sys
+from functools import partial
 
-Float64. The window is full, after 8 sweeps from the first state. Each part is a program of its own here, timed alone, the best
-of nine; "sweep" is the whole, 32 times one after the other as in a run. Kernels are the fusions, matrix products, loops and
-calls of libraries in the text of the compiled program. The parts leave out what a sweep does between
-them, and write out arrays that it need not.
-"""
-
-import argparse
-import time
-from pathlib import Path
-
-import jax
-import jax.numpy as jnp
-from _rows import write
-from newton import PROBLEMS
-
-from gritax._adaptation import prepared
-from gritax._kernel import _quick_options
-from gritax._validation import validated
-from gritax.newton import _chain, _sweep
-from gritax.newton._flight import Aim, Shape, begun
+from _measuring import child, paired, ratios, seconds, spread, summary, verdict
 
 
-jax.config.update("jax_enable_x64", True)
+LIMIT = 1.3
+XOR = ((1_600, 16), (6_400, 4), (100_000, 4))  # lanes of the finest level, coarsening
+MLP = (128, 16)
+HEADER = ("problem", "dtype", "level", "lanes", "sweep us", "bare us", "ratio", "limit", "")
+_CALL_SECONDS = 0.1
 
-STEPS, RANK, SWEEPS, WARM = 8192, 32, 32, 8
-KERNELS = (" fusion(", " dot(", " while(", " custom-call(")
+
+def measure(pairs: int = 15) -> list[dict]:
+    return [result for x64 in (True, False) for result in child("sweep.py", pairs, x64=x64)["results"]]
 
 
-def measured(part, function, *given):
-    """A row for `function(*given)`, and what it gives."""
-    began = time.perf_counter()
-    lowered = jax.jit(function).lower(*given)
-    traced = time.perf_counter()
-    program = lowered.compile(compiler_options=_quick_options())
-    compiled = time.perf_counter()
-    text, out, seconds = program.as_text() or "", jax.block_until_ready(program(*given)), []
-    for _ in range(9):
-        start = time.perf_counter()
-        jax.block_until_ready(program(*given))
-        seconds.append(time.perf_counter() - start)
+def rows(results: list[dict]) -> list[tuple]:
+    return [
+        (
+            *(each[name] for name in ("problem", "dtype", "level")),
+            f"{each['lanes']:,}",
+            *(spread(each[name], 1e-6, 1) for name in ("sweep_seconds", "bare_seconds")),
+            spread(each["ratio"]),
+            LIMIT,
+            verdict(each["ratio"]["median"] <= LIMIT),
+        )
+        for each in results
+    ]
+
+
+def _mlp():
+    """tanh, 64-32-10, minibatches of 32 out of 2,048 examples."""
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    import gritax
+
+    random = np.random.default_rng(0)
+    dtype = jnp.zeros(0).dtype
+    inputs = jnp.asarray(random.standard_normal((64, 32, 64)), dtype)
+    targets = jnp.asarray(random.standard_normal((64, 32, 10)), dtype)
+
+    def loss(params, batch):
+        x, y = batch
+        hidden = jnp.tanh(x @ params["w0"] + params["b0"])
+        return jnp.mean((hidden @ params["w1"] + params["b1"] - y) ** 2)
+
+    coarse = gritax.RescaledRate(max_factor=2.0)
+    step = gritax.TrainStep(loss, optax.sgd(0.05), lambda i: (inputs[i % 64], targets[i % 64]), coarse)
+    shapes = {"w0": (64, 32), "b0": (32,), "w1": (32, 10), "b1": (10,)}
+    return step, step.init({name: jnp.asarray(0.1 * random.standard_normal(shape), dtype) for name, shape in shapes.items()})
+
+
+def _bare(phi, level, lanes):
+    """jit of (states, right-hand side or None, number of sweeps) -> states: scans over vmap(phi), the states' memory reused."""
+    import jax
+    import jax.numpy as jnp
+
+    starts = jnp.arange(lanes, dtype=jnp.int32) * (level.factor * level.stride)
+    offsets = jnp.arange(level.factor, dtype=jnp.int32) * level.stride
+    advance = jax.vmap(lambda state, start: phi(state, start, level.stride))
+
+    def step(states, inputs):
+        offset, g_j = inputs
+        states = advance(states, starts + offset)
+        return states if g_j is None else jax.tree.map(jnp.add, states, g_j), None
+
+    @partial(jax.jit, donate_argnums=0)
+    def run(states, g, sweeps):
+        return jax.lax.fori_loop(0, sweeps, lambda _, states: jax.lax.scan(step, states, (offsets, g))[0], states)
+
+    return run
+
+
+def _compare(name, phi, state, level, pairs):
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from gritax._evolution import Evolution
+    from gritax._points import arrived
+    from gritax._relaxation import relax_coarse, relax_finest
+    from gritax._state import as_arrays
+
+    state = as_arrays(state)
+    evolution, lanes = Evolution(phi, state), level.num_intervals
+
+    def stacked(tree, *shape):
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape)).copy(), tree)
+
+    zero = jax.tree.map(jnp.zeros_like, state)
+    bare = _bare(phi, level, lanes)
+    right_hand_side = stacked(zero, level.factor, lanes) if level.index else None
+    g = stacked(evolution.split(zero)[0], level.size) if level.index else None
+    reached = stacked(evolution.split(zero)[0], level.factor, lanes) if level.index else None
+    c, states = stacked(evolution.split(state)[0], lanes + 1), stacked(state, lanes)
+    e = arrived(level, c)
+
+    def sweep(count):
+        nonlocal c, e
+        if level.index:
+            c = relax_coarse(level, evolution, c, reached, g, *map(np.int32, (count, level.factor, 0, 0)))[0]
+        else:
+            c, e, _ = relax_finest(level, evolution, c, e, np.int32(count))
+        jax.block_until_ready(c)
+
+    def scan(count):
+        nonlocal states
+        states = jax.block_until_ready(bare(states, right_hand_side, np.int32(count)))
+
+    sweep(1), scan(1)
+    count = max(2, round(_CALL_SECONDS * 4 / seconds(lambda: scan(4))))
+    ours, theirs = paired(lambda: sweep(count), lambda: scan(count), pairs)
+    applications = count * level.factor
     return {
-        "part": part,
-        "milliseconds": round(1e3 * min(seconds), 3),
-        "kernels": {kind.strip(" ("): text.count(kind) for kind in KERNELS},
-        "compilation": {"trace": round(traced - began, 2), "compile": round(compiled - traced, 2)},
-    }, out
+        "problem": name,
+        "dtype": str(jnp.zeros(0).dtype),
+        "level": level.index,
+        "stride": level.stride,
+        "coarsening": level.factor,
+        "lanes": lanes,
+        "sweeps_per_call": count,
+        "sweep_seconds": summary([each / applications for each in ours]),
+        "bare_seconds": summary([each / applications for each in theirs]),
+        "ratio": summary(ratios((ours, theirs))),
+        "limit_ratio": LIMIT,
+    }
 
 
-def parts(name, window):
-    problem = PROBLEMS[name][0](1)
-    evolution, floating, clock = validated(prepared(problem.step, STEPS), problem.state, STEPS)
-    chain = _chain.chain_of(evolution, floating, clock)
-    shape = Shape.of(window, window, min(RANK, chain.first.size), STEPS, SWEEPS, 0)
-    aim = Aim(*(jnp.asarray(x, chain.first.dtype) for x in (5.0, 1e-6, 0.0)))
-    once = jax.jit(lambda flight: _sweep.swept(chain, shape, aim, flight))
-    flight = jax.jit(lambda: begun(chain, shape, window))()
-    for _ in range(WARM):
-        flight = once(flight)
-    full = flight.rows._replace(live=jnp.int32(window))
-    flight = jax.block_until_ready(flight._replace(rows=full))
-    rows, front, units = flight.rows, flight.front, flight.units
-    told = jnp.concatenate([jnp.arange(window) > 0, flight.twin.told])
+def _main(pairs: int) -> dict:
+    import gritax
 
-    def of(part, function, *given):
-        row, out = measured(part, function, *given)
-        print(name, window, row, flush=True)
-        found.append({"problem": name, "window": window} | row)
-        return out
-
-    found = []
-    g, v, at_points = of("gradients", lambda f: _sweep._evaluated(chain, shape, f), flight)
-    followed = lambda x, g, v, memory: _chain.follow_all(chain, x, g, v, memory, front.taken, _sweep._PARTS)
-    following, memories = of("optimizer", followed, rows.x, g, v, front.memory)
-    later = None
-    if _sweep.drifts(chain):
-        later = _chain.follow_some(chain, rows.x, g, v, front.memory, front.taken, jnp.int32(1)), memories
-    response = of(
-        "response",
-        lambda f, later, g: _sweep.response_of(chain, f.known, f.front.taken, f.rows.x[0], f.front.memory, later, g[0], window),
-        flight,
-        later,
-        g,
-    )
-    changes = jnp.concatenate([(rows.x - rows.before) / units, flight.twin.changes])
-    turns = jnp.concatenate([g - rows.gradients, at_points - flight.twin.gradients]) * units
-    secants = lambda m, y, s: _sweep.secant_update(m, y, s, told, shape.groups, shape.new)
-    model = of("secants", secants, flight.model, changes, turns)
-    delta = of("correction", _sweep.correction, following - jnp.roll(rows.x, -1, axis=0), model, response)
-    accept = lambda f, new, delta: _sweep.acceptance(shape, aim, f.front, f.rows, new, delta, chain.first, f.known)
-    of("acceptance", accept, flight, following, delta)
-    twin = lambda f, p, m, r, g, x: _sweep.departing(
-        _sweep.arrived(f.twin, p - f.twin.gradients, f.model, f.units)[0],
-        (x, g, f.front.taken, f.rows.live // 5),
-        m,
-        r,
-        f.known,
-        1,
-        x[0],
-    )
-    of("tangents", twin, flight, at_points, model, response, g, rows.x)
-    extend = lambda last, g, x, m, r: _sweep.continued(last, jnp.arange(window), g, x, m, r)
-    of("extension", extend, following[0], g[0], rows.x[0], model, response)
-    of("sweep, once", lambda f: _sweep.swept(chain, shape, aim, f), flight)
-    many = jax.jit(
-        lambda f: jax.lax.fori_loop(0, SWEEPS, lambda _, f: _sweep.swept(chain, shape, aim, f)._replace(rows=full), f)
-    )
-    jax.block_until_ready(many(flight))
-    start = time.perf_counter()
-    jax.block_until_ready(many(flight))
-    found.append({"problem": name, "window": window, "part": "sweep", "milliseconds": _each(start)})
-    print(found[-1], flush=True)
-    return found
-
-
-def _each(start):
-    return round(1e3 * (time.perf_counter() - start) / SWEEPS, 3)
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=["digits, sgd", "digits, adam", "xor"])
-    parser.add_argument("--windows", nargs="+", type=int, default=[256, 1024])
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    rows = [row for name in options.problems for window in options.windows for row in parts(name, window)]
-    if options.json:
-        write(options.json, rows)
+    problem = gritax.problems.xor(coarse=gritax.RescaledRate(max_factor=8.0))
+    cases = [("xor", problem.step, problem.state, *sizes) for sizes in XOR] + [("mlp", *_mlp(), *MLP)]
+    results = []
+    for name, phi, state, lanes, coarsening in cases:
+        hierarchy = gritax.Multigrid(coarsening=coarsening, max_levels=3).hierarchy(lanes * coarsening)
+        results += [_compare(name, phi, state, level, pairs) for level in hierarchy.levels[:2]]
+    return {"results": results}
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(_main(int(sys.argv[1]))))

@@ -33,8 +33,8 @@ def test_a_direction_that_grows_alone_is_measured_though_no_correction_shows_it(
         warnings.simplefilter("ignore")
         solution = gritax.solve(step, step.init(jnp.zeros(4, dtype)), 400, gritax.Newton(verify=False), throw=False)
     assert solution.amplification is not None
-    # Of four directions changed, one grows.
-    assert 0.1 < solution.amplification / 1.02**400 < 2
+    # Of four directions that are changed alike one grows, so that the length grows half as much.
+    assert 1 / 4 < solution.amplification / (1.02**400 / 2) < 4
 
 
 @pytest.mark.slow(1)
@@ -55,12 +55,12 @@ def test_amplification_is_that_of_serial_steps(name, mixed_dtypes):
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("seed", [2, 1, 3])
 def test_errors_along_one_slow_direction_are_added_up(seed, mixed_dtypes):
-    """The full batch of XOR: each sweep errs in the same direction, and their squares alone are four times too small."""
+    """The full batch of XOR: each sweep errs in the same direction, and the sum of their squares alone is too small."""
     problem = gritax.problems.xor(seed=seed)
     solution = gritax.solve(problem.step, problem.state, 4096, gritax.Newton(), throw=False)
     error = relative_error(problem.step, problem.state, 4096, solution)
-    assert error < 1.2e-6 or not solution.converged
-    assert error < 1.5 * solution.relative_residuals[-1]
+    assert error < 1e-6 or not solution.converged
+    assert error < solution.relative_residuals[-1]
 
 
 def test_gradients_that_jump_are_seen_and_the_estimate_is_not_taken_for_one(mixed_dtypes):

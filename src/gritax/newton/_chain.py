@@ -23,7 +23,7 @@ class Training:
     """
 
     def __init__(self, step: TrainStep, state: TrainState):
-        self.step, self._state = step, state
+        self.step = step
         self.params, self._frozen = step.split(state.params)
         weights, self._weights = ravel_pytree(self.params)
         stats, self._stats = ravel_pytree(state.stats)
@@ -39,27 +39,24 @@ class Training:
         """The share of each statistic that the first step keeps: its derivative by itself, if no other moves it."""
 
         def after(stats):
-            return self._evaluated(jnp.concatenate([self.first[: self.size], stats]), jnp.int32(0))[0][self.size :]
+            return self.evaluate(jnp.concatenate([self.first[: self.size], stats]), jnp.int32(0))[0][self.size :]
 
         stats = self.first[self.size :]
         return jnp.clip(1 - jax.jvp(after, (stats,), (jnp.ones_like(stats),))[1], 0, 1)
 
     def reads_statistics(self, x: Array) -> Array:
         """True if a change of the statistics alone changes the gradient of the first step."""
-        gradients = lambda x: self._evaluated(x, jnp.int32(0))[0][: self.size]
+        gradients = lambda x: self.evaluate(x, jnp.int32(0))[0][: self.size]
         return jnp.any(gradients(x) != gradients(x.at[self.size :].multiply(1.5).at[self.size :].add(0.5)))
 
-    def _evaluated(self, x: Array, start: Array) -> tuple[Array, Scalar]:
+    def evaluate(self, x: Array, start: Array) -> tuple[Array, Scalar]:
+        """(gradient, loss) of the step `start` at `x`."""
         params, stats = eqx.combine(self.unflatten(x), self._frozen), self._stats(x[self.size :])
         (value, after), gradient = self.step.gradient(params, stats, self.step.data(start), start)
         flat = ravel_pytree(gradient)[0]
         if x.size == self.size:
             return flat, value
         return jnp.concatenate([flat, x[self.size :] - ravel_pytree(after)[0].astype(x.dtype)]), value
-
-    def evaluate(self, x: Array, start: Array) -> tuple[Array, Scalar]:
-        """(gradient, loss) of the step `start` at `x`."""
-        return self._evaluated(x, start)
 
     def follow(self, x: Array, gradient: Array, value: Scalar, memory: PyTree, start: Array) -> tuple[Array, PyTree]:
         """(the state after the step, S after it), with an evaluation at `x`."""

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ._prefix import cumulated
+
 
 # A pair that is this many roundings long, or a combination of pairs that is this short, says nothing of the curvature.
 _ROUNDINGS, _LEAST = 1e3, 0.5
@@ -50,10 +52,9 @@ def secant_update(model: Curvature, changes: Array, gradients: Array, valid: Arr
     Neighbouring pairs are added to `groups` of them; `new` directions at most are taken up.
     """
     scale = jnp.where(valid, 1 / jnp.where(valid, jnp.linalg.norm(changes, axis=1), 1), 0)
-    # The valid pairs lie between the first of them and the last, but for a few.
-    index, places = jnp.arange(len(valid), dtype=jnp.int32), len(valid)
-    first, last = (x.astype(jnp.int32) for x in (jnp.argmax(valid), places - 1 - jnp.argmax(valid[::-1])))
-    group = jnp.where(valid, (index - first) * groups // (last + 1 - first), groups)
+    # Sums of ones are exact in floating point, as long as there are fewer than 2^24.
+    order = cumulated(valid[:, None].astype(changes.dtype))[:, 0].astype(jnp.int32) - 1
+    group = jnp.where(valid, order * groups // jnp.maximum(order[-1] + 1, 1), groups)
     together = (group[None] == jnp.arange(groups, dtype=jnp.int32)[:, None]).astype(changes.dtype)
     together = together / jnp.sqrt(jnp.maximum(jnp.sum(together, axis=1, keepdims=True), 1)) * scale[None]
     y, s = together @ changes, together @ gradients

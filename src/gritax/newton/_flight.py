@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 from ._chain import Chain
 from ._curvature import Curvature
 from ._response import Recurrence, members, recurrence
-from ._twin import Twin
+from ._tangents import Tangents
 
 
 _SMALL = 1e-3  # of the distance travelled: a change below it is small
@@ -133,7 +133,7 @@ class Tally(NamedTuple):
 class Flight(NamedTuple):
     front: Front
     rows: Rows
-    twin: Twin
+    tangents: Tangents
     model: Curvature
     known: Recurrence
     units: Array
@@ -159,7 +159,7 @@ def begun(chain: Chain, shape: Shape, window: int) -> Flight:
             jnp.full(places, jnp.inf, x.dtype),
             jnp.int32(min(window, shape.num_steps)),
         ),
-        Twin.begun(known, members(chain), shape.rank, x.dtype),
+        Tangents.begun(known, members(chain), shape.rank, x.dtype),
         Curvature.none(x.size, shape.rank, x.dtype),
         known,
         jnp.ones_like(x),

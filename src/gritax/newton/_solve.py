@@ -139,8 +139,8 @@ def _sweeps(evolution, floating, clock, aim, given: tuple[Flight, Saved | None],
 
 def _error(flight: Flight) -> float:
     """With that of the last block, over which the model alone has taken what was there."""
-    twin = flight.twin
-    return float(jnp.linalg.norm(flight.units * twin.members[1, 0] * twin.size[1] + twin.added))
+    tangents = flight.tangents
+    return float(jnp.linalg.norm(flight.units * tangents.members[1, 0] * tangents.size[1] + tangents.added))
 
 
 @kernel

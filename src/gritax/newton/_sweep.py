@@ -11,7 +11,7 @@ from ._curvature import Curvature, secant_update, usable
 from ._flight import BLOCK, Aim, Flight, Rows, Shape
 from ._prefix import shifted
 from ._response import drifts, response_of
-from ._twin import POINTS, arrived, departing, rescaled
+from ._tangents import POINTS, arrived, departing, rescaled
 
 
 _PARTS = 8  # of the window, after which the optimizer's state is looked at
@@ -27,9 +27,9 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     live = index < rows.live
     gradients, values, at_points = _evaluated(chain, shape, flight)
     known = flight.known
-    twin_turns = known.of_trained(at_points - flight.twin.gradients)
-    tangents, grown = arrived(flight.twin, twin_turns, flight.model, flight.units)
-    front = flight.front.grown(grown, flight.units * tangents[1, 0])
+    tangent_turns = known.of_trained(at_points - flight.tangents.gradients)
+    small, grown = arrived(flight.tangents, tangent_turns, flight.model, flight.units)
+    front = flight.front.grown(grown, flight.units * small[1, 0])
     following, memories = follow_all(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, _PARTS)
     # The state that each step leads to, as it is in flight; the last one is taken as it comes.
     towards = jnp.where((index < rows.live - 1)[:, None], jnp.roll(rows.x, -1, axis=0), following)
@@ -42,12 +42,12 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     response = response_of(chain, known, front.taken, rows.x[0], front.memory, later, gradients[0], shape.capacity)
     if drifts(chain):
         ratio = flight.units / response.units
-        model, tangents = model.rescaled(ratio), rescaled(tangents, ratio)
+        model, small = model.rescaled(ratio), rescaled(small, ratio)
     told = live & (rows.age > 0) & usable(rows.x - rows.before, rows.x[0]) & jnp.all(jnp.isfinite(gradients), axis=1)
-    told = jnp.concatenate([told, flight.twin.told & jnp.all(jnp.isfinite(twin_turns), axis=1)])
-    changes = jnp.concatenate([known.of_trained(rows.x - rows.before) / response.units[None], flight.twin.changes])
+    told = jnp.concatenate([told, flight.tangents.told & jnp.all(jnp.isfinite(tangent_turns), axis=1)])
+    changes = jnp.concatenate([known.of_trained(rows.x - rows.before) / response.units[None], flight.tangents.changes])
     changes = jnp.where(told[:, None], changes, 0)
-    turns = jnp.concatenate([known.of_trained(gradients - rows.gradients), twin_turns])
+    turns = jnp.concatenate([known.of_trained(gradients - rows.gradients), tangent_turns])
     turns = jnp.where(told[:, None], turns, 0) * response.units[None]
     seen = flight.turns.and_of(changes, turns, response.units, told, front.travelled)
     model = secant_update(model, changes, turns, told, shape.groups, shape.new)
@@ -58,13 +58,13 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     model = Curvature(*(jnp.where(found.kept < _TRUSTED, 0, x) for x in model))
     memory = follow_some(chain, rows.x, gradients, values, front.memory, front.taken, found.accepted)
     block = rows.x, gradients, front.taken, found.accepted
-    twin = departing(tangents, block, model, response, known, flight.tally.sweeps + 1, found.added)
+    tangents = departing(small, block, model, response, known, flight.tally.sweeps + 1, found.added)
     front = front._replace(taken=front.taken + found.accepted, memory=memory, travelled=found.travelled)
     window = _window(shape, aim, flight, found)
     recent = (live & (index < found.kept) & (index >= found.kept - jnp.maximum(_MEAN, found.kept // 2))).astype(new.dtype)
     mean = lambda x: (recent / jnp.sum(recent)) @ jnp.where(live[:, None], x, 0)
     entering = continued(new[found.kept - 1], index, known.of_trained(mean(gradients)), mean(rows.x), model, response)
-    evaluated = rows.live + flight.twin.evaluated
+    evaluated = rows.live + flight.tangents.evaluated
     recorded = (flight.front.taken, evaluated, jnp.linalg.norm(residuals))
     tally = flight.tally._replace(
         sweeps=flight.tally.sweeps + 1,
@@ -75,15 +75,15 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     )
     finite = jnp.all(jnp.isfinite(following[0])) & _finite(memory)
     moved_on = _moved_on(shape, flight, found, new, gradients, entering, window)
-    return Flight(front, moved_on, twin, model, known, response.units, seen, window, tally, finite)
+    return Flight(front, moved_on, tangents, model, known, response.units, seen, window, tally, finite)
 
 
 def _evaluated(chain: Chain, shape: Shape, flight: Flight) -> tuple[Array, Array, Array]:
-    """(gradients, losses) of the live rows, and the gradients at the points of the twin, which fill up the last block."""
-    live, twin, put = flight.rows.live, flight.twin, jax.lax.dynamic_update_slice_in_dim
+    """(gradients, losses) of the live rows, and the gradients at the points of the tangents, which fill up the last block."""
+    live, tangents, put = flight.rows.live, flight.tangents, jax.lax.dynamic_update_slice_in_dim
     steps = jnp.minimum(flight.front.taken + jnp.arange(shape.capacity + POINTS, dtype=jnp.int32), shape.num_steps - 1)
-    x = jnp.concatenate([flight.rows.x, jnp.zeros_like(twin.points)])
-    x, steps = put(x, twin.points, live, 0), put(steps, twin.starts, live, 0)
+    x = jnp.concatenate([flight.rows.x, jnp.zeros_like(tangents.points)])
+    x, steps = put(x, tangents.points, live, 0), put(steps, tangents.starts, live, 0)
 
     def some(i, found):
         gradients, values = found
@@ -92,7 +92,7 @@ def _evaluated(chain: Chain, shape: Shape, flight: Flight) -> tuple[Array, Array
         return put(gradients, g.astype(x.dtype), i * BLOCK, 0), put(values, v.astype(x.dtype), i * BLOCK, 0)
 
     nothing = jnp.zeros_like(x), jnp.zeros(len(x), x.dtype)
-    gradients, values = jax.lax.fori_loop(0, _blocks(live + twin.evaluated), some, nothing)
+    gradients, values = jax.lax.fori_loop(0, _blocks(live + tangents.evaluated), some, nothing)
     at_points = jax.lax.dynamic_slice_in_dim(gradients, live, POINTS)
     is_live = jnp.arange(shape.capacity, dtype=jnp.int32) < live
     return jnp.where(is_live[:, None], gradients[: shape.capacity], 0), values[: shape.capacity], at_points

@@ -22,12 +22,11 @@ _POINTS, STRIDE = 32, 8
 POINTS = TANGENTS * _POINTS
 # Directions that the first tangent has never had, or has lost, are given back to it in this share.
 _FRESH = 0.05
-_COMPOUNDS = 1.5
-_BEYOND = 1.2  # times as much as any change, errors may grow within a block
-_BITS = 16  # of the longest block
+# What grows within a block compounds up to so many times, and errors may grow so many times as much as any change.
+_COMPOUNDS, _BEYOND = 1.5, 1.2
 
 
-class Twin(NamedTuple):
+class Tangents(NamedTuple):
     """The block of steps behind the front, over which the tangents are guessed and still to be evaluated.
 
     - `members` [tangents, k, P]: u and its part in the moments, in units of d, at the front, by the model alone, for
@@ -52,7 +51,7 @@ class Twin(NamedTuple):
     added: Array
 
     @classmethod
-    def begun(cls, known: Recurrence, members: int, rank: int, dtype) -> "Twin":
+    def begun(cls, known: Recurrence, members: int, rank: int, dtype) -> "Tangents":
         """A unit tangent of the parameters in all directions, no error, nothing to be evaluated."""
         size = known.diagonal.size
         nothing, first = jnp.zeros((POINTS, size), dtype), known.of_trained(_direction(size, jnp.int32(0), dtype))
@@ -76,16 +75,16 @@ class Twin(NamedTuple):
         return (jnp.arange(POINTS, dtype=jnp.int32) < self.evaluated) & jnp.any(self.changes != 0, axis=1)
 
 
-def arrived(twin: Twin, turns: Array, model: Curvature, units: Array) -> tuple[Array, Array]:
+def arrived(block: Tangents, turns: Array, model: Curvature, units: Array) -> tuple[Array, Array]:
     """(tangents at the front, by how much the block has amplified the first), from the changes `turns` of gradients.
 
     The second tangent is the error at the front. `model` and `units` are those that the block was begun with.
     """
-    change = jnp.where(twin.told[:, None], turns / twin.scale[:, None], 0) * units[None]
+    change = jnp.where(block.told[:, None], turns / block.scale[:, None], 0) * units[None]
     of_tangent = jnp.arange(POINTS, dtype=jnp.int32)[None] % TANGENTS == jnp.arange(TANGENTS, dtype=jnp.int32)[:, None]
-    along = jnp.where((of_tangent & twin.told[None])[..., None], twin.along[None], 0)
-    off = jnp.einsum("tqk,qp->tkp", along, change) - jnp.einsum("tqk,qr,pr->tkp", along, twin.known, model.directions)
-    ends = twin.members + off
+    along = jnp.where((of_tangent & block.told[None])[..., None], block.along[None], 0)
+    off = jnp.einsum("tqk,qp->tkp", along, change) - jnp.einsum("tqk,qr,pr->tkp", along, block.known, model.directions)
+    ends = block.members + off
     by = jnp.linalg.norm(units[None] * ends[:, 0], axis=1)
     # The correction is linear, and what grows compounds; what grows more within a block is a moment's doing.
     little = jnp.clip(by, 1, _COMPOUNDS)
@@ -93,8 +92,8 @@ def arrived(twin: Twin, turns: Array, model: Curvature, units: Array) -> tuple[A
     # Errors begin in stiff directions, which a linear correction of a long block throws far to the other side.
     most = _BEYOND * jnp.maximum(by[0], 1)
     compound = compound.at[1].multiply(jnp.where(by[1] > most, most / by[1], 1))
-    ends = ends * (compound * twin.size)[:, None, None]
-    return ends.at[1, 0].add(twin.added / units), jnp.where(twin.evaluated > 0, by[0] * compound[0], 1)
+    ends = ends * (compound * block.size)[:, None, None]
+    return ends.at[1, 0].add(block.added / units), jnp.where(block.evaluated > 0, by[0] * compound[0], 1)
 
 
 def rescaled(tangents: Array, ratio: Array) -> Array:
@@ -110,7 +109,7 @@ def departing(
     known: Recurrence,
     sweep: Array,
     added: Array,
-) -> Twin:
+) -> Tangents:
     """The next block: (states, gradients) of the window's rows, the step of the first of them, how many are accepted."""
     x, gradients, taken, accepted = block
     v, d = model.directions, response.units
@@ -128,9 +127,10 @@ def departing(
 
     transfer, gain = response.transfer[accepted // 2], response.gain[accepted // 2]
     curved = transfer[None] + model.values[:, None, None] * jnp.outer(gain, jnp.eye(len(gain), dtype=v.dtype)[0])[None]
-    powers = _powers(jnp.concatenate([curved, transfer[None]]), jnp.concatenate([at, accepted[None]]))
+    bits = len(x).bit_length()
+    powers = _powers(jnp.concatenate([curved, transfer[None]]), jnp.concatenate([at, accepted[None]]), bits)
     # As if nothing curved: what the model says too much is then taken back exactly, where there is no curvature at all.
-    after = _powers(transfer[None], jnp.maximum(accepted - 1 - at, 0))[:, 0]
+    after = _powers(transfer[None], jnp.maximum(accepted - 1 - at, 0), bits)[:, 0]
     in_modes = tangents @ v
     plain = powers[:, -1]
     modes = jnp.einsum("qrij,tjr->qtir", powers[:, :-1], in_modes)
@@ -145,7 +145,7 @@ def departing(
     in_turn = lambda rows: rows.reshape(POINTS, *rows.shape[2:])
     twice = lambda rows: jnp.repeat(rows, TANGENTS, axis=0)
     weight = jnp.where(index < each, cell, 0).astype(x.dtype)
-    return Twin(
+    return Tangents(
         ends,
         size.at[0].set(1),
         twice(x[at]) + scale[:, None] * d[None] * in_turn(guess),
@@ -166,8 +166,8 @@ def _direction(size: int, sweep: Array, dtype) -> Array:
     return drawn / jnp.sqrt(size).astype(dtype)
 
 
-def _powers(matrices: Array, counts: Array) -> Array:
-    """Each of the `matrices` [m, k, k] to each of the powers: [counts, m, k, k]."""
+def _powers(matrices: Array, counts: Array, bits: int) -> Array:
+    """Each of the `matrices` [m, k, k] to each of the powers, of so many bits: [counts, m, k, k]."""
     size = matrices.shape[-1]
     one = jnp.broadcast_to(jnp.eye(size, dtype=matrices.dtype), (*counts.shape, *matrices.shape))
 
@@ -176,4 +176,4 @@ def _powers(matrices: Array, counts: Array) -> Array:
         is_set = ((counts >> j) & 1).astype(bool)[:, None, None, None]
         return jnp.where(is_set, square[None] @ power, power), square @ square
 
-    return jax.lax.fori_loop(0, _BITS, bit, (one, matrices))[0]
+    return jax.lax.fori_loop(0, bits, bit, (one, matrices))[0]
