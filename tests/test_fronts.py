@@ -82,9 +82,10 @@ def _interrupted(call, directory, *calls):
     return call(checkpoint=directory, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "dtype"),
-    [(optax.adam(2e-3), "float64"), pytest.param(optax.sgd(0.02, momentum=0.9), "float32", marks=pytest.mark.slow)],
+    [(optax.adam(2e-3), "float64"), pytest.param(optax.sgd(0.02, momentum=0.9), "float32", marks=pytest.mark.long)],
 )
 def test_a_solve_that_is_interrupted_ends_as_if_it_had_not_been(optimizer, dtype, tmp_path, monkeypatch):
     """While the window has been enlarged, too, which is why calls are short."""
@@ -124,6 +125,7 @@ def test_training_that_is_interrupted_ends_as_if_it_had_not_been(tmp_path, monke
     _assert_same(_solver()(resume=tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_training_whose_steps_are_taken_one_by_one_in_the_end_goes_on_with_them(tmp_path, monkeypatch):
     """Lorenz's equations as if they were a gradient: interrupted while they are solved, and twice in the steps that follow."""
     monkeypatch.setattr(_solve, "_CALL", 4)
@@ -185,6 +187,7 @@ def test_a_process_that_is_killed_leaves_what_goes_on(tmp_path, monkeypatch):
     _assert_same(_solver()(resume=tmp_path / "run"), _solver()())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_often")
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_is_used(tmp_path, caplog):
     solve = _solver()
@@ -202,6 +205,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_is_used(tmp_path, ca
         assert f"{newest} is " in caplog.text
 
 
+@pytest.mark.slow
 def test_another_run_is_refused_and_what_differs_is_named(tmp_path):
     step, state = _problem(optax.sgd(0.05))
     run = tmp_path / "run"
@@ -237,6 +241,7 @@ def test_another_run_is_refused_and_what_differs_is_named(tmp_path):
         _trainer(optax.sgd(0.05), method=None)(resume=run)
 
 
+@pytest.mark.slow
 def test_another_next_step_is_another_run(tmp_path):
     schedule = lambda last: lambda count: jnp.where(count < 1, 0.02, last)
     with pytest.raises(KeyboardInterrupt):
@@ -258,6 +263,7 @@ def test_a_directory_of_multigrid_is_refused(tmp_path):
             call(resume=iterates)
 
 
+@pytest.mark.slow
 def test_a_run_is_the_only_writer_until_it_ends(tmp_path):
     class Second(gritax.Progress):
         def front(self, *_):
@@ -270,6 +276,7 @@ def test_a_run_is_the_only_writer_until_it_ends(tmp_path):
     assert all(name.startswith("steps-") for name in os.listdir(tmp_path)) and os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_states_are_kept_with_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(_solve, "_CALL", 4)
     solve = _solver(optax.sgd(0.02, momentum=0.9), save_every=40)

@@ -33,6 +33,10 @@ OPTIMIZERS = {
 }
 
 
+# One of each kind; the others are variations of these.
+_EACH = ("adam", "heavy ball", "sgd", "warmup", "rmsprop", "clipped")
+
+
 def solved(optimizer, num_steps=300, method=None, dtype="float64", **options):
     step = gritax.TrainStep(loss, optimizer, batches(dtype=dtype))
     state = step.init(params(dtype=dtype))
@@ -41,7 +45,7 @@ def solved(optimizer, num_steps=300, method=None, dtype="float64", **options):
 
 
 @pytest.mark.slow(2)
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [name if name in _EACH else pytest.param(name, marks=pytest.mark.long) for name in OPTIMIZERS])
 def test_the_weights_are_those_of_serial_training(name, mixed_dtypes):
     solution, error = solved(OPTIMIZERS[name])
     assert solution.converged
@@ -145,7 +149,7 @@ def test_training_that_amplifies_is_not_said_to_have_converged():
     assert solution.amplification > 100
 
 
-@pytest.mark.slow(2)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("curvature", "num_steps"), [(21.0, 170), (-1.0, 105)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_amplification_in_one_direction_of_four_is_not_overlooked(curvature, num_steps, dtype):

@@ -37,15 +37,15 @@ def problem(optimizer, reads, dtype="float64"):
     return step, step.init(weights, stats)
 
 
-@pytest.mark.slow(2)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("optimizer", "reads", "dtype"),
     [
         (optax.sgd(0.05), False, "float64"),
         (optax.adam(2e-3), True, "float64"),
-        (optax.sgd(0.02, momentum=0.9), True, "float64"),
-        (optax.adam(2e-3), False, "float64"),
         (optax.sgd(0.05), False, "float32"),
+        pytest.param(optax.sgd(0.02, momentum=0.9), True, "float64", marks=pytest.mark.long),
+        pytest.param(optax.adam(2e-3), False, "float64", marks=pytest.mark.long),
     ],
 )
 def test_they_are_those_of_serial_training(optimizer, reads, dtype):

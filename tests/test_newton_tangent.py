@@ -21,7 +21,7 @@ def tangent_growth(step, state, num_steps, change=1e-7):
     return distance(after, of_twin) / distance(state.params, moved)
 
 
-@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.long)])
 def test_a_direction_that_grows_alone_is_measured_though_no_correction_shows_it(dtype):
     """w0 grows by 1.02 a step from zero, and stays there: nothing but a change of it ever moves."""
     curvatures = jnp.array([-0.2, 1.0, 3.0, 5.0], dtype)
@@ -37,8 +37,8 @@ def test_a_direction_that_grows_alone_is_measured_though_no_correction_shows_it(
     assert 1 / 4 < solution.amplification / (1.02**400 / 2) < 4
 
 
-@pytest.mark.slow(1)
-@pytest.mark.parametrize("name", ["heavy ball", "sgd", "nesterov"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["heavy ball", "sgd", pytest.param("nesterov", marks=pytest.mark.long)])
 def test_amplification_is_that_of_serial_steps(name, mixed_dtypes):
     optimizer = {
         "sgd": optax.sgd(0.1),
@@ -53,7 +53,7 @@ def test_amplification_is_that_of_serial_steps(name, mixed_dtypes):
 
 
 @pytest.mark.slow(1)
-@pytest.mark.parametrize("seed", [2, 1, 3])
+@pytest.mark.parametrize("seed", [2, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 3))])
 def test_errors_along_one_slow_direction_are_added_up(seed, mixed_dtypes):
     """The full batch of XOR: each sweep errs in the same direction, and the sum of their squares alone is too small."""
     problem = gritax.problems.xor(seed=seed)
@@ -81,6 +81,7 @@ def test_gradients_that_jump_are_seen_and_the_estimate_is_not_taken_for_one(mixe
     assert compared.converged == (relative_error(step, state, 400, compared) < 1e-6)
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_is_modelled_by_a_rate_is_compared_with_serial_steps(mixed_dtypes):
     step = gritax.TrainStep(loss, optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1)), batches())
     solution = gritax.solve(step, step.init(params()), 60, gritax.Newton(), throw=False)
