@@ -41,12 +41,12 @@ _CASES = {
 @pytest.mark.parametrize(
     ("wanted", "dtype"),
     [
-        pytest.param("Tangent", "float32", marks=pytest.mark.slow),
+        pytest.param("Tangent", "float32", marks=pytest.mark.long),
         ("Stabilized", "float64"),
         pytest.param("FrozenGradient", "float64", marks=pytest.mark.slow),
         pytest.param("Tangent", "float64", marks=pytest.mark.slow),
-        pytest.param("Stabilized", "float32", marks=pytest.mark.slow),
-        pytest.param("FrozenGradient", "float32", marks=pytest.mark.slow),
+        pytest.param("Stabilized", "float32", marks=pytest.mark.long),
+        pytest.param("FrozenGradient", "float32", marks=pytest.mark.long),
     ],
 )
 def test_it_chooses_says_why_and_ends_with_the_serial_weights(wanted, dtype):

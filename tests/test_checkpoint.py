@@ -53,7 +53,7 @@ def _assert_same(found, wanted):
 
 
 @pytest.mark.slow(1)
-@pytest.mark.parametrize(("optimizer", "dtype"), [*_FAST, *(pytest.param(*each, marks=pytest.mark.slow) for each in _SLOW)])
+@pytest.mark.parametrize(("optimizer", "dtype"), [*_FAST, *(pytest.param(*each, marks=pytest.mark.long) for each in _SLOW)])
 def test_windows_interrupted_at_their_beginnings_and_midway_end_as_if_they_had_not_been(optimizer, dtype, tmp_path):
     how = {"num_steps": 1600, "goal": "depth", "coarse": gritax.FrozenGradient(), "window": 512}
     train = partial(_training(optimizer, dtype), **how)

@@ -49,7 +49,7 @@ def test_guesses(method, steps, guess):
 
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("method", _METHODS)
-@pytest.mark.parametrize("count", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 8))])
+@pytest.mark.parametrize("count", [3, *(pytest.param(count, marks=pytest.mark.long) for count in (1, 8))])
 def test_methods(method, count):
     solve = partial(gritax.solve, small.decay, jnp.ones(3), 419, _METHODS[method], tolerance=1e-10, save_every=7)
     alone, together = solve(), solve(mesh=small.mesh(count))

@@ -93,9 +93,9 @@ def _optimizer(name):
     [
         ("momentum", None, "float32"),
         ("adam", None, "float64"),
-        pytest.param("sgd", None, "float64", marks=pytest.mark.slow),
-        pytest.param("momentum", None, "float64", marks=pytest.mark.slow),
-        pytest.param("adam", None, "float32", marks=pytest.mark.slow),
+        pytest.param("sgd", None, "float64", marks=pytest.mark.long),
+        pytest.param("momentum", None, "float64", marks=pytest.mark.long),
+        pytest.param("adam", None, "float32", marks=pytest.mark.long),
         ("sgd", gritax.Stabilized(), "float64"),
     ],
 )

@@ -120,7 +120,7 @@ def test_parallel_training_equals_serial_training(name):
 @pytest.mark.slow(1)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-6), ("float32", 3e-5)])
 @pytest.mark.parametrize("name", ["momentum", "adam"])
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_on_three_levels(name, seed, dtype, tolerance):
     step = gritax.TrainStep(small.loss, _OPTIMIZERS[name], small.batches(seed, dtype), gritax.FrozenGradient(16))
     state = step.init(small.params(seed, dtype))

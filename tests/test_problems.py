@@ -37,7 +37,7 @@ def test_poisson_by_finite_differences():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dtype", "seed", "bound"), [("float64", 1, 1e-6), pytest.param("float32", 2, 1e-3, marks=pytest.mark.slow)]
+    ("dtype", "seed", "bound"), [("float64", 1, 1e-6), pytest.param("float32", 2, 1e-3, marks=pytest.mark.long)]
 )
 def test_poisson_has_the_serial_weights(dtype, seed, bound):
     problem = gritax.problems.poisson(seed=seed, widths=(8,), num_points=32, dtype=dtype)

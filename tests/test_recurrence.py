@@ -66,7 +66,7 @@ def test_layers_are_those_of_the_serial_recurrence(layer, dtype, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("seed", "optimizer"), [(1, optax.sgd(0.5)), pytest.param(2, optax.adam(1e-2), marks=pytest.mark.slow)]
+    ("seed", "optimizer"), [(1, optax.sgd(0.5)), pytest.param(2, optax.adam(1e-2), marks=pytest.mark.long)]
 )
 def test_training_on_long_memory_in_parallel_along_both_axes(seed, optimizer):
     problem = gritax.problems.long_memory(24, optimizer, seed, size=4, dtype="float64")

@@ -43,7 +43,7 @@ def test_two_levels_have_the_factor_of_the_literature(sweeps):
     [
         ("V", 1, 1.0),
         ("F", 2, 1.3),
-        *(pytest.param(*case, 1.0, marks=pytest.mark.slow) for case in (("V", 0), ("F", 1), ("V", 2))),
+        *(pytest.param(*case, 1.0, marks=pytest.mark.long) for case in (("V", 0), ("F", 1), ("V", 2))),
     ],
 )
 def test_no_cycle_leaves_more_of_the_largest_error(cycle, relaxation, weight):
@@ -70,8 +70,8 @@ def test_no_cycle_leaves_more_of_the_largest_error(cycle, relaxation, weight):
     ("steps", "levels", "cycle", "relaxation", "weight"),
     [
         (250, 4, "V", (1, 1, 0), 1.0),
-        pytest.param(256, 4, "F", 2, 1.3, marks=pytest.mark.slow),
-        pytest.param(101, 3, "F", 1, 1.0, marks=pytest.mark.slow),
+        pytest.param(256, 4, "F", 2, 1.3, marks=pytest.mark.long),
+        pytest.param(101, 3, "F", 1, 1.0, marks=pytest.mark.long),
     ],
 )
 @pytest.mark.parametrize("curvature", [0.3, 0.9])
@@ -112,9 +112,9 @@ def test_the_factor_of_a_mode_is_that_of_a_solve(steps, levels, cycle, relaxatio
     [
         (optax.sgd(0.2), 0.2, "float64"),
         (optax.sgd(0.02, momentum=0.8), 0.1, "float32"),
-        pytest.param(optax.sgd(0.2), 0.2, "float32", marks=pytest.mark.slow),
-        pytest.param(optax.sgd(0.02, momentum=0.8), 0.1, "float64", marks=pytest.mark.slow),
-        pytest.param(optax.sgd(optax.linear_schedule(0.2, 0.1, 1000)), None, "float64", marks=pytest.mark.slow),
+        pytest.param(optax.sgd(0.2), 0.2, "float32", marks=pytest.mark.long),
+        pytest.param(optax.sgd(0.02, momentum=0.8), 0.1, "float64", marks=pytest.mark.long),
+        pytest.param(optax.sgd(optax.linear_schedule(0.2, 0.1, 1000)), None, "float64", marks=pytest.mark.long),
     ],
 )
 def test_kappa_is_the_rate_times_the_largest_curvature(optimizer, rate, dtype):
@@ -135,7 +135,7 @@ def test_kappa_is_the_rate_times_the_largest_curvature(optimizer, rate, dtype):
         (gritax.FrozenGradient(), "quadratic"),
         (gritax.Stabilized(), "xor"),
         *(
-            pytest.param(*case, marks=pytest.mark.slow)
+            pytest.param(*case, marks=pytest.mark.long)
             for case in (
                 (gritax.FrozenGradient(), "xor"),
                 (gritax.Stabilized(), "quadratic"),

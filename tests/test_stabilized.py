@@ -86,7 +86,7 @@ def test_of_constant_gradients_it_is_the_training_steps(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "least"), [pytest.param("sgd", 3.3, marks=pytest.mark.slow), ("momentum", 3.3)])
+@pytest.mark.parametrize(("name", "least"), [pytest.param("sgd", 3.3, marks=pytest.mark.long), ("momentum", 3.3)])
 def test_it_is_of_first_order(name, least):
     """Half the learning rate, a quarter of the error of a step of the same stride, once it is small."""
 
@@ -112,8 +112,8 @@ def test_it_is_of_first_order(name, least):
         ("sgd", "float32", 3e-5),
         ("momentum", "float64", 1e-6),
         ("adam", "float64", 1e-6),
-        pytest.param("adamw", "float32", 3e-5, marks=pytest.mark.slow),
-        pytest.param("scheduled", "float64", 1e-6, marks=pytest.mark.slow),
+        pytest.param("adamw", "float32", 3e-5, marks=pytest.mark.long),
+        pytest.param("scheduled", "float64", 1e-6, marks=pytest.mark.long),
     ],
 )
 def test_parallel_training_equals_serial_training(name, dtype, tolerance):

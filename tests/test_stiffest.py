@@ -62,7 +62,7 @@ def test_they_are_the_leading_eigenvectors(dtype):
     "optimizer",
     [
         pytest.param(optax.sgd(0.1), id="sgd"),
-        pytest.param(optax.sgd(0.02, momentum=0.8), id="momentum", marks=pytest.mark.slow),
+        pytest.param(optax.sgd(0.02, momentum=0.8), id="momentum", marks=pytest.mark.long),
     ],
 )
 def test_a_quadratic_loses_its_stages(optimizer):
