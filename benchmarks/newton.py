@@ -1,14 +1,16 @@
 """The sliding window: evaluations in all and in sequence, beside the serial twin, on the project's problems.
 
-    python benchmarks/newton.py [NAME ...] [--seeds 1 2 3 4 5] [--again] [--json FILE] [--page docs/newton.md]
+    python benchmarks/newton.py [NAME ...] [--seeds 1 2 3 4 5] [--dtype float32] [--again] [--json FILE] [--page FILE]
 
-Float64, to 1e-6 of the distance travelled, everything counted: `work` are evaluations for each step, `rows` those that fill
-blocks as well over those, `speedup` is steps over sweeps. `error` is that of the final parameters against the serial twin,
-`estimate` what the solve said of it. Seconds: `first` is the first call, `again` a second one, compiled (--again),
+Float64 unless asked otherwise, to 1e-6 of the distance travelled, everything counted: `work` are evaluations for each step,
+`rows` those that fill blocks as well over those, `speedup` is steps over sweeps. `error` is that of the final parameters
+against the serial twin, `rounding` that of a second twin whose first state is off by one rounding; `estimate` is what the solve
+said of its error. Seconds: `first` is the first call, `again` a second one, compiled (--again),
 and `serial` the jitted loop.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -16,8 +18,9 @@ import warnings
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
+from _newton_problems import PROBLEMS
 from _rows import distance, write, write_table
 
 import gritax
@@ -26,25 +29,10 @@ from gritax.newton._flight import BLOCK
 
 jax.config.update("jax_enable_x64", True)
 
-digits = gritax.problems.digits
-PROBLEMS = {
-    "digits, sgd": (lambda seed: digits(optax.sgd(0.1), seed), 8192),
-    "digits, adam": (lambda seed: digits(optax.adam(1e-3), seed), 8192),
-    "digits, heavy ball": (lambda seed: digits(optax.sgd(0.02, momentum=0.9), seed), 8192),
-    "digits, relu": (lambda seed: digits(optax.sgd(0.1), seed, activation="relu"), 8192),
-    "sine, adam": (lambda seed: gritax.problems.sine(optax.adam(3e-4), seed), 4096),
-    "diabetes, adam": (lambda seed: gritax.problems.diabetes(optax.adam(2e-3), seed), 8192),
-    "diabetes, heavy ball": (lambda seed: gritax.problems.diabetes(optax.sgd(0.002, momentum=0.9), seed), 8192),
-    "logistic regression": (lambda seed: digits(optax.sgd(0.1), seed, widths=()), 8192),
-    "poisson": (lambda seed: gritax.problems.poisson(seed=seed), 1024),
-    "adder": (lambda seed: gritax.problems.adder(seed=seed), 12_800),
-    "xor": (lambda seed: gritax.problems.xor(seed=seed), 65_536),
-}
-
-
 MARKS = "<!-- newton: begin -->", "<!-- newton: end -->"
 HEADER = [
     "problem",
+    "weights",
     "steps",
     "seeds",
     "evaluations a step",
@@ -56,10 +44,10 @@ HEADER = [
 ]
 
 
-def row(name, seed, sweeps, rank, again_too):
-    make, steps = PROBLEMS[name]
-    problem = make(seed)
-    solve = lambda: gritax.solve(problem.step, problem.state, steps, gritax.Newton(rank, sweeps), throw=False)
+def row(name, seed, dtype, rank, again_too):
+    make, steps, sweeps, window = PROBLEMS[name]
+    problem, method = make(seed=seed, dtype=dtype), gritax.Newton(rank, sweeps, window)
+    solve = lambda: gritax.solve(problem.step, problem.state, steps, method, throw=False)
     began = time.perf_counter()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -78,9 +66,13 @@ def row(name, seed, sweeps, rank, again_too):
     one_by_one = time.perf_counter() - began
     trained = lambda state: jax.tree.map(np.asarray, problem.step.split(state.params)[0])
     travelled = distance(trained(serial), trained(problem.state))
+    nearby = jax.tree.map(lambda x: x * (1 + jnp.finfo(x.dtype).eps).astype(x.dtype), problem.state.params)
+    other = gritax.solve_serial(problem.step, problem.step.init(nearby), steps)
     return {
         "problem": name,
+        "dtype": dtype,
         "seed": seed,
+        "weights": sum(leaf.size for leaf in jax.tree.leaves(trained(serial))),
         "steps": steps,
         "sweeps_asked": sweeps,
         "rank": rank,
@@ -90,6 +82,7 @@ def row(name, seed, sweeps, rank, again_too):
         "work": round(solution.work / steps, 2),
         "rows": round(sum(-(-rows // BLOCK) * BLOCK * n for rows, n in solution._depth_by_lanes.items()) / solution.work, 3),
         "error": float(f"{distance(trained(solution.state), trained(serial)) / travelled:.2e}"),
+        "rounding": float(f"{distance(trained(other), trained(serial)) / travelled:.2e}"),
         "estimate": float(f"{solution.relative_residuals[-1]:.2e}"),
         "amplification": float(f"{solution.amplification:.3g}"),
         "warned": len(told),
@@ -102,7 +95,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PROBLEMS)}; all of them if none is given")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
-    parser.add_argument("--sweeps", type=float, default=5.0)
+    parser.add_argument("--dtype", choices=("float64", "float32"), default="float64")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--again", action="store_true", help="time a second call")
     parser.add_argument("--json", type=Path, help="written after every row; rows of other problems and seeds in it stay")
@@ -113,8 +106,9 @@ def main():
     known = json.loads(options.json.read_text())["rows"] if options.json and options.json.exists() else []
     for name in options.names or PROBLEMS:
         for seed in options.seeds:
-            known = [each for each in known if (each["problem"], each["seed"]) != (name, seed)]
-            known.append(row(name, seed, options.sweeps, options.rank, options.again))
+            this = (name, options.dtype, seed)
+            known = [each for each in known if (each["problem"], each["dtype"], each["seed"]) != this]
+            known.append(row(name, seed, options.dtype, options.rank, options.again))
             print(json.dumps(known[-1]), flush=True)
             if options.json:
                 write(options.json, known)
@@ -124,12 +118,13 @@ def main():
 
 def cells(rows):
     """A line for each problem: medians over the seeds, and the worst."""
-    for name in PROBLEMS:
-        found = [each for each in rows if each["problem"] == name]
+    for name, dtype in itertools.product(PROBLEMS, ("float64", "float32")):
+        found = [each for each in rows if (each["problem"], each["dtype"]) == (name, dtype)]
         if found:
             middle = lambda key, found=found: statistics.median(each[key] for each in found)
             yield [
-                name,
+                name if dtype == "float64" else f"{name}, {dtype}",
+                f"{found[0]['weights']:,}",
                 f"{found[0]['steps']:,}",
                 str(len(found)),
                 f"{middle('work'):.2f}",
@@ -137,7 +132,7 @@ def cells(rows):
                 f"{middle('speedup'):.1f} ({min(each['speedup'] for each in found):.1f})",
                 f"{middle('error'):.1e} ({max(each['error'] for each in found):.1e})",
                 f"{middle('estimate'):.1e}",
-                "yes" if all(each["converged"] for each in found) else "no",
+                f"{sum(each['converged'] for each in found)} of {len(found)}",
             ]
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from _newton_problems import PROBLEMS
 from _rows import write
-from newton import PROBLEMS
 
 from gritax._adaptation import prepared
 from gritax._kernel import _quick_options
@@ -51,10 +51,10 @@ def measured(part, function, *given):
 
 
 def parts(name, window):
-    problem = PROBLEMS[name][0](1)
+    problem = PROBLEMS[name].make(seed=1)
     evolution, floating, clock = validated(prepared(problem.step, STEPS), problem.state, STEPS)
     chain = _chain.chain_of(evolution, floating, clock)
-    shape = Shape.of(window, window, min(RANK, chain.first.size), STEPS, SWEEPS, 0)
+    shape = Shape(0, window, min(RANK, chain.first.size), STEPS, SWEEPS).holding(window)
     aim = Aim(*(jnp.asarray(x, chain.first.dtype) for x in (5.0, 1e-6, 0.0)))
     once = jax.jit(lambda flight: _sweep.swept(chain, shape, aim, flight))
     flight = jax.jit(lambda: begun(chain, shape, window))()
@@ -72,7 +72,7 @@ def parts(name, window):
         return out
 
     found = []
-    g, v, at_points = of("gradients", lambda f: _sweep._evaluated(chain, shape, f), flight)
+    g, v, at_points = of("gradients", lambda f: _sweep.evaluated(chain, shape, f), flight)
     followed = lambda x, g, v, memory: _chain.follow_all(chain, x, g, v, memory, front.taken, _sweep._PARTS)
     following, memories = of("optimizer", followed, rows.x, g, v, front.memory)
     later = None

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from rich.console import Console
-from small_problems import batches, distance, loss, mesh, params, relative_error
+from small_problems import batches, distance, loss, params, relative_error
 
 import gritax
 from gritax.cli import main
@@ -224,7 +224,7 @@ def test_bad_input_is_named():
             gritax.Newton(**given)
     for options, match in (
         ({"initial_guess": "zeros"}, "initial_guess is not for gritax.Newton"),
-        ({"mesh": mesh(1)}, "mesh is not for gritax.Newton yet: leave it out, or use a gritax.Multigrid"),
+        ({"profile": True}, "profile is not for gritax.Newton yet: leave it out, or use a gritax.Multigrid"),
         ({"profile": True}, "profile is not for"),
         ({"tolerance": 0}, "tolerance must be above 0"),
     ):

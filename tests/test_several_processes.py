@@ -53,6 +53,29 @@ if first:
         json.dump([jax.device_count(), values(solution.params), kinds, values(trained.params)], file)
 """
 )
+_IN_FLIGHT = (
+    _TRAIN
+    + """
+class Interrupting(gritax.Progress):
+    def front(self, taken, num_steps, in_flight, sweeps, seconds):
+        raise KeyboardInterrupt
+
+
+solve = lambda **options: gritax.solve(step, problem.state, 6000, gritax.Newton(window=64), mesh=mesh, **options)
+whole = solve()
+try:
+    solve(resume=sys.argv[1], progress=Interrupting())
+except KeyboardInterrupt:
+    resumed = solve(resume=sys.argv[1])
+trained = gritax.train(
+    step.loss, step.optimizer, step.batch, problem.state.params, 6000, method=gritax.Newton(window=64), mesh=mesh
+)
+if first:
+    assert values(resumed.params) == values(whole.params) == values(trained.params) and resumed.depth == whole.depth
+    with open(sys.argv[2], "w") as file:
+        json.dump([jax.device_count(), whole.depth, values(whole.params)], file)
+"""
+)
 
 
 @pytest.mark.slow
@@ -71,6 +94,23 @@ def test_weights_on_any_number_of_processes(launch, tmp_path):
         assert solved == found[0][1]
         assert kinds == found[0][2] and "parallel" in kinds
         np.testing.assert_allclose(trained, found[0][3], rtol=1e-11)
+
+
+@pytest.mark.slow
+def test_what_is_in_flight_is_shared_by_processes(launch, tmp_path):
+    found = []
+    for options in (("--processes", "1"), ("--processes", "2"), ("--processes", "2", "--devices", "2")):
+        result = tmp_path / f"{len(found)}.json"
+        run = tmp_path / f"run {len(found)}"
+        script = _IN_FLIGHT.replace("sys.argv[1]", repr(str(run))).replace("sys.argv[2]", repr(str(result)))
+        launcher = launch(script, *options)
+        _, errors = launcher.communicate(timeout=300)
+        assert launcher.returncode == 0, errors
+        found.append(json.loads(result.read_text()))
+    assert [devices for devices, *_ in found] == [1, 2, 4]
+    assert found[1][1:] == found[2][1:]
+    assert found[0][1] == found[1][1]
+    np.testing.assert_allclose(found[1][2], found[0][2], rtol=1e-11)
 
 
 @pytest.mark.slow

@@ -56,6 +56,12 @@ def is_of_several_processes(mesh: Mesh | None) -> bool:
     return mesh is not None and mesh.is_multi_process
 
 
+def wait_for_all(mesh: Mesh | None) -> None:
+    """Until all processes of the mesh have come here."""
+    if is_of_several_processes(mesh):
+        process_allgather(np.int64(0))
+
+
 def require_agreement(mesh: Mesh | None, done: int) -> None:
     """Waits until all processes of the mesh have come here, and raises `ValueError` if they have not done as many steps."""
     if not is_of_several_processes(mesh):

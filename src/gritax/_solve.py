@@ -66,8 +66,8 @@ def solve(
       compute them from the step and from clocks alone. Other leaves are constants.
     - `num_steps`: N, at least 1.
     - `method`: a `Multigrid`, or the `Plan` of `plan.step` for its own; `None` for what phi proposes, else `Multigrid()`. Or a
-      `Newton`, which does not take `initial_guess`, `mesh` and `profile` yet, has no use for `max_iterations`, and wants a
-      tolerance above 0: on the error of the final state.
+      `Newton`, which does not take `initial_guess` and `profile` yet, has no use for `max_iterations`, and wants a tolerance
+      above 0: on the error of the final state.
     - `tolerance`: on `Solution.residuals`, absolute. `None` stops when `Solution.relative_residuals` reaches 1e-6 and the
       final parameters have settled to 1e-6 of the distance travelled, or at the rounding floor of the dtype. 0 runs exactly
       `max_iterations` and never raises.
@@ -85,8 +85,9 @@ def solve(
       iterations and weights are those of an uninterrupted solve. A path stands for `checkpoint=path, resume=True`.
     - `throw`: raise `ConvergenceError`, with the solution in its `solution`, if the tolerance is not reached.
     - `progress`: told of levels, iterations and the end.
-    - `mesh`: the devices that share the intervals, along an axis `time`, of one process or of many that all make this call:
-      `jax.make_mesh((jax.device_count(),), ("time",))`. Other axes are phi's. The weights are the same. See `docs/devices.md`.
+    - `mesh`: the devices that share the intervals, or what a `Newton` evaluates, along an axis `time`, of one process or of
+      many that all make this call: `jax.make_mesh((jax.device_count(),), ("time",))`. Other axes are phi's. The weights are the
+      same. See `docs/devices.md`.
     - `profile`: record where along the run the residual of each iterate is, in `Solution.profile`, for which nothing waits,
       and time the levels in one more iteration at the end, in `Solution.level_seconds`.
 

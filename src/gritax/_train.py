@@ -84,7 +84,7 @@ def train(
       serial training would take, and not at all where that is short.
     - `method`: a `gritax.Newton`, which takes all steps in one window that slides along them, in few evaluations for each; None
       for multigrid in windows. If training amplifies errors beyond the tolerance, all steps are taken one after the other after
-      all. `goal`, `plan`, `coarse`, `window` and `mesh` are not for it yet.
+      all. `goal`, `plan`, `coarse` and `window` are not for it.
     - `tolerance`: `None` for final parameters within 1e-6 of the distance that they travel; a number is an absolute tolerance
       on the residuals of all windows together, as for `gritax.solve`.
     - `window`: the most steps of a window; `None` for as many as fit into 2 GiB.
@@ -94,8 +94,8 @@ def train(
       uninterrupted run. A path stands for `checkpoint=path, resume=True`.
     - `throw`: raise `ConvergenceError`, with the solution in its `solution`, if the weights are not those asked for.
     - `progress`: told of windows, levels, iterations and the end.
-    - `mesh`: the devices that share a window, as for `gritax.solve`. Where they are of several processes, the goal must be
-      `"depth"`, and the first process alone writes checkpoints, into a directory that all of them can read.
+    - `mesh`: the devices that share a window, as for `gritax.solve`. Where they are of several processes, there must be a
+      `method`, or the goal be `"depth"`, and the first process alone writes checkpoints, into a directory that all can read.
 
     **Returns** a `Solution`, whose `windows` say how the steps were taken. Evaluations in sequence are at most 1.5 N, with all
     that was given up. Where training turns not finite it ends, as serial training would.
@@ -122,10 +122,10 @@ def train(
     num_steps, window = int(num_steps), window and int(window)
     tolerance = tolerance if tolerance is None else float(tolerance)
     mesh, asked_for = as_mesh(mesh), kept_in(checkpoint, resume)
-    if is_of_several_processes(mesh) and goal == "time":
+    if is_of_several_processes(mesh) and goal == "time" and method is None:
         raise ValueError(
             'goal="time" goes by what each process measures, and they would not agree. For a mesh of several processes give '
-            'goal="depth".'
+            'goal="depth" or a method.'
         )
     # Somebody who writes there already is told of before anything is computed.
     with nullcontext() if asked_for is None else Keeper(Directory(asked_for[0]), asked_for[1], mesh) as keeper:

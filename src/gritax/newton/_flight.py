@@ -1,12 +1,14 @@
 """The steps in flight: what a sweep begins with and leaves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
+from .._layout import AXIS
 from ._chain import Chain
 from ._curvature import Curvature
 from ._response import Recurrence, members, recurrence
@@ -23,7 +25,8 @@ class Shape:
     """The static facts that a program is compiled for.
 
     `capacity` places for steps in flight, a multiple of `BLOCK`, of which at most `most` are taken; the rank of the model; the
-    steps of the run; the sweeps that it records; after how many steps each a state is asked for, 0 for none.
+    steps of the run; the sweeps that it records; after how many steps each a state is asked for, 0 for none; the `mesh` whose
+    devices share the evaluation.
     """
 
     capacity: int
@@ -32,11 +35,15 @@ class Shape:
     num_steps: int
     sweeps: int
     save_every: int = 0
+    mesh: Mesh | None = None
 
-    @classmethod
-    def of(cls, places: int, most: int, rank: int, num_steps: int, sweeps: int, save_every: int = 0) -> "Shape":
+    def holding(self, places: int) -> "Shape":
         """With as few blocks as hold so many places."""
-        return cls(-(-min(places, most) // BLOCK) * BLOCK, most, rank, num_steps, sweeps, save_every)
+        return replace(self, capacity=-(-min(places, self.most) // BLOCK) * BLOCK)
+
+    @property
+    def devices(self) -> int:
+        return self.mesh.shape[AXIS] if self.mesh else 1
 
     @property
     def room(self) -> int:

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from .._evolution import Evolution
 from .._method import Task
+from .._sharing import is_of_several_processes, wait_for_all
 from ..checkpoint import (
     OWN,
     Checkpoint,
@@ -69,10 +71,13 @@ class Reached(NamedTuple):
 class Fronts:
     """Keeps a run in a directory, and takes it up again; with `with`, which lets nobody else write there.
 
-    `asked` is what makes it that run, beside its first step and the one that it goes on with.
+    `asked` is what makes it that run, beside its first step and the one that it goes on with. Of the processes of a mesh the
+    first one writes, and the others read.
     """
 
-    def __init__(self, directory: Directory, resume: bool, asked: dict[str, Any], task: Task):
+    def __init__(self, directory: Directory, resume: bool, asked: dict[str, Any], task: Task, mesh: Mesh | None = None):
+        self._mesh = mesh
+        self._writes = not is_of_several_processes(mesh) or jax.process_index() == 0
         self._directory, self._resume, self._asked, self._task = directory, resume, asked, task
         self._what, self._first, self._held = f"the run in {directory.path}", dict[str, Any](), ExitStack()
         self._due = time.perf_counter() + _SECONDS
@@ -80,9 +85,12 @@ class Fronts:
     def __enter__(self) -> "Fronts":
         """Raises `ValueError` where somebody else writes, or where an earlier run was kept that is not to be resumed."""
         with ExitStack() as held:
-            held.enter_context(self._directory.lock)
+            if self._writes:
+                held.enter_context(self._directory.lock)
             self._directory.require(self._resume)
             self._held = held.pop_all()
+        # What the first one has written in an earlier call is there before another reads.
+        wait_for_all(self._mesh)
         return self
 
     def __exit__(self, *_) -> None:
@@ -108,7 +116,7 @@ class Fronts:
     def save(self, reached: Reached, at_once: bool = True) -> None:
         """Keeps it, if it is time for that or to be done `at_once`."""
         began = time.perf_counter()
-        if not at_once and began < self._due:
+        if not self._writes or (not at_once and began < self._due):
             return
         reached = reached.recorded()
         goes_on = reached.finite and reached.taken < self._task.num_steps

@@ -45,7 +45,7 @@ class Newton(Method):
     (True, True)
     """
 
-    takes: ClassVar[frozenset[str]] = frozenset({"save_every", "checkpoint"})
+    takes: ClassVar[frozenset[str]] = frozenset({"save_every", "checkpoint", "mesh"})
     trains: ClassVar[bool] = True
 
     rank: int = 32

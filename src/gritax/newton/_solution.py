@@ -34,7 +34,8 @@ def solution_by(method: Newton, task: Task, options: Options) -> Solution:
     keep, asked = None, {"num_steps": num_steps, "tolerance": tolerance if tolerance is None else float(tolerance)}
     asked |= {"save_every": options.save_every}
     if options.checkpoint:
-        keep = Fronts(*options.checkpoint, asked | method.asked | {"origin": digest(evolution.merge(floating, clock))}, task)
+        asked |= method.asked | {"origin": digest(evolution.merge(floating, clock))}
+        keep = Fronts(*options.checkpoint, asked, task, options.mesh)
     evolution = tabulated(evolution, floating, clock, num_steps)
     with keep or nullcontext():
         found = run(method, replace(task, evolution=evolution), options, keep)

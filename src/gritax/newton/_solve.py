@@ -7,11 +7,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, PyTree
 
 from .._convergence import DEFAULT_TOLERANCE
 from .._kernel import kernel, make_room, quickly_compiled
+from .._layout import AXIS, local, replicated
 from .._method import Options, Task
+from .._sharing import require_agreement
 from ..training import TrainStep
 from ._chain import Chain, Training, chain_of
 from ._flight import Aim, Flight, Shape, begun, enlarged
@@ -80,32 +83,33 @@ def run(method: Newton, task: Task, options: Options, keep: Fronts | None) -> Ru
     most = min(method.window or most_in_flight(floating), max(num_steps, 16))
     given = evolution, floating, clock
 
-    def shape_of(places: int) -> Shape:
-        return Shape.of(places, most, min(method.rank, chain.first.size), num_steps, _CALL, save_every)
+    anywhere = Shape(0, most, min(method.rank, chain.first.size), num_steps, _CALL, save_every, options.mesh)
 
     def begun(places: int) -> Reached:
-        window = min(_FIRST_WINDOW, shape_of(_FIRST_CAPACITY).room)
-        return Reached.nothing(*_begin(*given, shape=shape_of(places), window=window))
+        window = min(_FIRST_WINDOW, anywhere.holding(_FIRST_CAPACITY).room)
+        return Reached.nothing(*_begin(*given, shape=anywhere.holding(places), window=window))
 
     at = (keep and keep.latest(begun)) or begun(_FIRST_CAPACITY)
+    require_agreement(options.mesh, at.taken)
     began, taken, finite = time.perf_counter() - at.seconds, at.taken, at.finite
+    everywhere, at = replicated(given, options.mesh), replicated(at, options.mesh)
     try:
         while taken < num_steps and finite:
-            shape = shape_of(len(at.flight.rows.x))
-            (flight, saved), told = _sweeps(*given, aim, at[:2], shape=shape)
+            shape = anywhere.holding(len(at.flight.rows.x))
+            (flight, saved), told = _sweeps(*everywhere, aim, at[:2], shape=shape)
             at = at._replace(flight=flight, saved=saved)
             taken, live, sweeps, finite = (int(x) for x in np.asarray(told))
             at = at._replace(seconds=time.perf_counter() - began).recorded()
             options.progress.front(taken, num_steps, live, sweeps, at.seconds)
             if keep:
-                keep.save(at, at_once=taken >= num_steps or not finite)
+                keep.save(local(at, options.mesh), at_once=taken >= num_steps or not finite)
             if live >= shape.capacity < shape.most:
-                at = at._replace(flight=enlarged(at.flight, shape_of(_LARGER * shape.capacity).capacity))
+                at = at._replace(flight=_enlarged(at.flight, anywhere.holding(_LARGER * shape.capacity).capacity))
     except (KeyboardInterrupt, SystemExit):
         if keep:
-            keep.interrupted(at)
+            keep.interrupted(local(at, options.mesh))
         raise
-    return _ended(*given, at, bool(finite))
+    return _ended(*given, local(at, options.mesh), bool(finite))
 
 
 @partial(kernel, static_argnames=("shape", "window"))
@@ -114,12 +118,27 @@ def _begin(evolution, floating, clock, shape: Shape, window: int) -> tuple[Fligh
     return begun(chain, shape, window), nothing_saved(evolution, chain, shape)
 
 
+@partial(kernel, static_argnames="places")
+def _enlarged(flight: Flight, places: int) -> Flight:
+    return enlarged(flight, places)
+
+
 @partial(quickly_compiled, static_argnames="shape", donate_argnums=4)
 def _sweeps(evolution, floating, clock, aim, given: tuple[Flight, Saved | None], shape: Shape):
     """(the flight after at most as many sweeps as are recorded, until it ends or has no room; what the host asks of it).
 
-    With the flight, the states that are asked for.
+    With the flight, the states that are asked for. The devices of a mesh compute the same, and share what is evaluated.
     """
+    some = partial(_some_sweeps, shape)
+    if shape.mesh is not None:
+        everywhere = PartitionSpec()
+        some = jax.shard_map(
+            some, mesh=shape.mesh, in_specs=everywhere, out_specs=everywhere, axis_names={AXIS}, check_vma=False
+        )
+    return some(evolution, floating, clock, aim, given)
+
+
+def _some_sweeps(shape: Shape, evolution, floating, clock, aim, given: tuple[Flight, Saved | None]):
     chain, most = chain_of(evolution, floating, clock), given[0].tally.sweeps + shape.sweeps
     wanted = Aim(*(jnp.asarray(x, chain.first.dtype) for x in aim))
 

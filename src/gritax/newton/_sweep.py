@@ -8,10 +8,11 @@ from ._acceptance import Acceptance, acceptance
 from ._chain import Chain, follow_all, follow_some
 from ._correction import continued, correction
 from ._curvature import Curvature, secant_update, usable
-from ._flight import BLOCK, Aim, Flight, Rows, Shape
+from ._evaluation import evaluated
+from ._flight import Aim, Flight, Rows, Shape
 from ._prefix import shifted
 from ._response import drifts, response_of
-from ._tangents import POINTS, arrived, departing, rescaled
+from ._tangents import arrived, departing, rescaled
 
 
 _PARTS = 8  # of the window, after which the optimizer's state is looked at
@@ -25,7 +26,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     """The flight after one sweep."""
     rows, index = flight.rows, jnp.arange(shape.capacity, dtype=jnp.int32)
     live = index < rows.live
-    gradients, values, at_points = _evaluated(chain, shape, flight)
+    gradients, values, at_points = evaluated(chain, shape, flight)
     known = flight.known
     tangent_turns = known.of_trained(at_points - flight.tangents.gradients)
     small, grown = arrived(flight.tangents, tangent_turns, flight.model, flight.units)
@@ -64,8 +65,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     recent = (live & (index < found.kept) & (index >= found.kept - jnp.maximum(_MEAN, found.kept // 2))).astype(new.dtype)
     mean = lambda x: (recent / jnp.sum(recent)) @ jnp.where(live[:, None], x, 0)
     entering = continued(new[found.kept - 1], index, known.of_trained(mean(gradients)), mean(rows.x), model, response)
-    evaluated = rows.live + flight.tangents.evaluated
-    recorded = (flight.front.taken, evaluated, jnp.linalg.norm(residuals))
+    recorded = (flight.front.taken, rows.live + flight.tangents.evaluated, jnp.linalg.norm(residuals))
     tally = flight.tally._replace(
         sweeps=flight.tally.sweeps + 1,
         history=flight.tally.history.at[flight.tally.sweeps % shape.sweeps].set(
@@ -76,30 +76,6 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     finite = jnp.all(jnp.isfinite(following[0])) & _finite(memory)
     moved_on = _moved_on(shape, flight, found, new, gradients, entering, window)
     return Flight(front, moved_on, tangents, model, known, response.units, seen, window, tally, finite)
-
-
-def _evaluated(chain: Chain, shape: Shape, flight: Flight) -> tuple[Array, Array, Array]:
-    """(gradients, losses) of the live rows, and the gradients at the points of the tangents, which fill up the last block."""
-    live, tangents, put = flight.rows.live, flight.tangents, jax.lax.dynamic_update_slice_in_dim
-    steps = jnp.minimum(flight.front.taken + jnp.arange(shape.capacity + POINTS, dtype=jnp.int32), shape.num_steps - 1)
-    x = jnp.concatenate([flight.rows.x, jnp.zeros_like(tangents.points)])
-    x, steps = put(x, tangents.points, live, 0), put(steps, tangents.starts, live, 0)
-
-    def some(i, found):
-        gradients, values = found
-        part = lambda rows: jax.lax.dynamic_slice_in_dim(rows, i * BLOCK, BLOCK)
-        g, v = jax.vmap(chain.evaluate)(part(x), part(steps))
-        return put(gradients, g.astype(x.dtype), i * BLOCK, 0), put(values, v.astype(x.dtype), i * BLOCK, 0)
-
-    nothing = jnp.zeros_like(x), jnp.zeros(len(x), x.dtype)
-    gradients, values = jax.lax.fori_loop(0, _blocks(live + tangents.evaluated), some, nothing)
-    at_points = jax.lax.dynamic_slice_in_dim(gradients, live, POINTS)
-    is_live = jnp.arange(shape.capacity, dtype=jnp.int32) < live
-    return jnp.where(is_live[:, None], gradients[: shape.capacity], 0), values[: shape.capacity], at_points
-
-
-def _blocks(live: Array) -> Array:
-    return (live + BLOCK - 1) // BLOCK
 
 
 def _window(shape: Shape, aim: Aim, flight: Flight, found: Acceptance) -> Array:
