@@ -1,11 +1,9 @@
 """What runs along the window in the order of its steps: sums, maxima, linear recurrences.
 
-On a CPU in blocks, side by side and then one after the other, which is two passes and little to compile; elsewhere in log2(n)
-passes, each of them all rows at once.
+On a CPU row after row, which is one pass and little to compile; elsewhere in log2(n) passes, each of them all rows at once.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +11,6 @@ from jaxtyping import Array, PyTree
 
 
 _BLOCK = 32
-# Longer rows keep a processor busy by themselves, and are not moved into blocks.
-_SHORT = 512
 
 
 def recurrence(transfer: Array, gain: Array, values: Array, forcing: Array) -> Array:
@@ -22,16 +18,27 @@ def recurrence(transfer: Array, gain: Array, values: Array, forcing: Array) -> A
 
     `transfer` [n, k, k] and `gain` [n, k] are T and A, `forcing` [n, r] is f.
     """
-    first = jnp.eye(gain.shape[-1], dtype=forcing.dtype)[0]
-    matrices = transfer[:, None] + values[None, :, None, None] * jnp.einsum("ni,j->nij", gain, first)[:, None]
-    vectors = forcing[..., None] * first[None, None]
+    size = gain.shape[-1]
+    first = jnp.eye(size, dtype=forcing.dtype)[0]
 
-    def after(earlier, later):
-        (m, b), (n, c) = earlier, later
-        # Products of so small matrices are sums, which are fused, and no calls of a library.
-        return jnp.sum(n[..., None] * m[..., None, :, :], axis=-2), jnp.sum(n * b[..., None, :], axis=-1) + c
+    def in_order(transfer, gain, values, forcing):
+        def step(y, given):
+            t, a, f = given
+            y = y @ t.T + (values * y[:, 0])[:, None] * a[None] + f[:, None] * first[None]
+            return y, y[:, 0]
 
-    return _prefixes(after, (matrices, vectors))[1][..., 0]
+        return jax.lax.scan(step, jnp.zeros((len(values), size), forcing.dtype), (transfer, gain, forcing))[1]
+
+    def at_once(transfer, gain, values, forcing):
+        matrices = transfer[:, None] + values[None, :, None, None] * jnp.einsum("ni,j->nij", gain, first)[:, None]
+
+        def after(earlier, later):
+            (m, b), (n, c) = earlier, later
+            return n @ m, (n @ b[..., None])[..., 0] + c
+
+        return _passes(after, (matrices, forcing[..., None] * first[None, None]))[1][..., 0]
+
+    return jax.lax.platform_dependent(transfer, gain, values, forcing, cpu=in_order, default=at_once)
 
 
 def cumulated(rows: Array, kept: Array | None = None) -> Array:
@@ -39,11 +46,18 @@ def cumulated(rows: Array, kept: Array | None = None) -> Array:
 
     `kept` [P] of a sum is left by each step.
     """
-    if kept is not None:
-        after = lambda earlier, later: (later[0] * earlier[0], later[0] * earlier[1] + later[1])
-        return _prefixes(after, (jnp.broadcast_to(kept, rows.shape), rows))[1]
+
+    def in_order(rows):
+        def step(total, row):
+            total = row + (total if kept is None else kept * total)
+            return total, total
+
+        return jax.lax.scan(step, jnp.zeros_like(rows[0]), rows)[1]
 
     def at_once(rows):
+        if kept is not None:
+            after = lambda earlier, later: (later[0] * earlier[0], later[0] * earlier[1] + later[1])
+            return _passes(after, (jnp.broadcast_to(kept, rows.shape), rows))[1]
         count, size = rows.shape
         length = _BLOCK if count % _BLOCK == 0 else count
         blocks = rows.reshape(count // length, length, size)
@@ -51,48 +65,26 @@ def cumulated(rows: Array, kept: Array | None = None) -> Array:
         earlier = jnp.matmul(jnp.tri(len(blocks), k=-1, dtype=rows.dtype), within[:, -1], precision="highest")
         return (within + earlier[:, None]).reshape(count, size)
 
-    return jax.lax.platform_dependent(rows, cpu=partial(_in_blocks, jnp.add), default=at_once)
+    return jax.lax.platform_dependent(rows, cpu=in_order, default=at_once)
 
 
 def largest_so_far(values: Array) -> Array:
     """The largest of all values [n] up to each."""
-    return _prefixes(jnp.maximum, values)
+
+    def in_order(values):
+        def step(largest, value):
+            largest = jnp.maximum(largest, value)
+            return largest, largest
+
+        return jax.lax.scan(step, values[0], values)[1]
+
+    return jax.lax.platform_dependent(values, cpu=in_order, default=lambda x: _passes(jnp.maximum, x))
 
 
 def shifted(rows: Array, by: Array) -> Array:
     """The rows from number `by` on, the last one repeated behind them, as a slice: cheaper than rows taken by number."""
     padded = jnp.concatenate([rows, jnp.broadcast_to(rows[-1:], rows.shape)])
     return jax.lax.dynamic_slice_in_dim(padded, by, len(rows))
-
-
-def _prefixes(combine: Callable[[PyTree, PyTree], PyTree], rows: PyTree[Array]) -> PyTree[Array]:
-    """`combine` of all rows up to each: (earlier, later) -> both, with as many leading axes as either has."""
-    in_order, at_once = (partial(way, combine) for way in (_in_blocks, _passes))
-    return jax.lax.platform_dependent(rows, cpu=in_order, default=at_once)
-
-
-def _in_blocks(combine: Callable[[PyTree, PyTree], PyTree], rows: PyTree[Array]) -> PyTree[Array]:
-    """Row after row of all blocks, then block after block, and both together."""
-    leaves = jax.tree.leaves(rows)
-    count, numbers = len(leaves[0]), sum(x[0].size for x in leaves)
-    length = _BLOCK if count % _BLOCK == 0 and numbers <= _SHORT else count
-
-    def in_order(rows):
-        def step(earlier, row):
-            both = combine(earlier, row)
-            return both, both
-
-        first = jax.tree.map(lambda x: x[0], rows)
-        _, others = jax.lax.scan(step, first, jax.tree.map(lambda x: x[1:], rows))
-        return jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, others)
-
-    if length == count:
-        return in_order(rows)
-    within = in_order(jax.tree.map(lambda x: x.reshape(count // length, length, *x.shape[1:]).swapaxes(0, 1), rows))
-    ends = in_order(jax.tree.map(lambda x: x[-1], within))
-    both = combine(jax.tree.map(lambda x: x[None, :-1], ends), jax.tree.map(lambda x: x[:, 1:], within))
-    all_of = lambda one, others: jnp.concatenate([one[:, :1], others], axis=1).swapaxes(0, 1).reshape(count, *one.shape[2:])
-    return jax.tree.map(all_of, within, both)
 
 
 def _passes(combine: Callable[[PyTree, PyTree], PyTree], rows: PyTree[Array]) -> PyTree[Array]:
