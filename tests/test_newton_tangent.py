@@ -75,7 +75,7 @@ def test_gradients_that_jump_are_seen_and_the_estimate_is_not_taken_for_one(mixe
     state = step.init(jnp.zeros(3))
     alone = gritax.solve(step, state, 400, gritax.Newton(verify=False), throw=False)
     assert not alone.converged
-    assert "gradients jump" in alone.reason
+    assert "gradients may jump" in alone.reason
     compared = gritax.solve(step, state, 400, gritax.Newton(), throw=False)
     assert "from the final state of serial steps" in compared.reason
     assert compared.converged == (relative_error(step, state, 400, compared) < 1e-6)

@@ -25,7 +25,7 @@ _FAR = 0.5
 class Acceptance(NamedTuple):
     """`accepted` steps are final, the first `kept` stay in flight; the error `added` [P] by this, the distance `travelled`.
 
-    `moved` is how far each step was corrected.
+    `moved` is how far each step was corrected, `rate` by how much the second correction of a step is smaller than the first.
     """
 
     accepted: Array
@@ -33,6 +33,7 @@ class Acceptance(NamedTuple):
     added: Array
     travelled: Array
     moved: Array
+    rate: Array
 
 
 def acceptance(
@@ -51,7 +52,11 @@ def acceptance(
     first_wild = jnp.argmax(wild).astype(jnp.int32)
     kept = jnp.where(jnp.any(wild), jnp.maximum(2 * first_wild // 3, 1), rows.live)
 
-    rate = jnp.where(jnp.isfinite(before) & (before > 0), moved / before, 1)
+    told = is_live & (index > 0) & (index < last) & jnp.isfinite(before) & (before > 0)
+    rate = jnp.where(told, moved / jnp.where(told, before, 1), front.rate)
+    second = told & (jnp.roll(rows.age, -1) == 1)
+    usual = jnp.clip(jnp.maximum(jnp.max(jnp.where(second, rate, 0)), front.rate / 2), _LEAST_RATE, 1)
+    usual = jnp.where(jnp.any(second), usual, front.rate)
     shrinks = jnp.clip(rate, _LEAST_RATE, _STALLED)
     error = jnp.where(rate < _STALLED, shrinks / (1 - shrinks), jnp.where(rate > _GROWS, _GROWN, 1)) * moved
     progress = (front.taken + 1 + index).astype(moved.dtype) / shape.num_steps
@@ -68,4 +73,4 @@ def acceptance(
     along = known.of_trained(delta)[jnp.minimum(accepted - 1, jnp.maximum(last - 1, 0))]
     length = jnp.linalg.norm(along)
     added = along * (error[accepted - 1] / jnp.where(length > 0, length, 1))
-    return Acceptance(accepted, kept, added, distance[accepted - 1], moved)
+    return Acceptance(accepted, kept, added, distance[accepted - 1], moved, usual)

@@ -15,7 +15,6 @@ from ._response import Recurrence, members, recurrence
 from ._tangents import Tangents
 
 
-_SMALL = 1e-3  # of the distance travelled: a change below it is small
 # Rows that are evaluated together: what is padded is less than one such block.
 BLOCK = 32
 
@@ -75,8 +74,9 @@ class Aim(NamedTuple):
 class Front(NamedTuple):
     """The last final state: the steps `taken` to it, and the optimizer's `memory` there.
 
-    `drift` [P] estimates how far it is from that of serial training, `growth` is how small changes have grown on the way, and
-    `travelled` is the largest distance from the first state so far.
+    `drift` [P] estimates how far it is from that of serial training, `growth` is how small changes have grown on the way,
+    `travelled` is the largest distance from the first state so far, and `rate` by how much corrections shrink from the first to
+    the second of a step, as far as steps have had two.
     """
 
     taken: Array
@@ -84,6 +84,7 @@ class Front(NamedTuple):
     drift: Array
     growth: Array
     travelled: Array
+    rate: Array
 
     def grown(self, by: Array, drift: Array) -> "Front":
         """Once the steps behind the front are found to have amplified what was there `by`, and to have made errors `drift`."""
@@ -105,26 +106,6 @@ class Rows(NamedTuple):
     live: Array
 
 
-class Turns(NamedTuple):
-    """The largest |change of the gradient| / |change of the state| of all secant pairs, in units of d.
-
-    `large` is that of changes that are not small beside the distance travelled, `small` that of the others. Of gradients that
-    are continuous the second is no larger than the first; of those that jump it grows as changes shrink.
-    """
-
-    large: Array
-    small: Array
-
-    def and_of(self, changes: Array, turns: Array, units: Array, told: Array, travelled: Array) -> "Turns":
-        length = jnp.linalg.norm(changes, axis=1)
-        each = jnp.where(told, jnp.linalg.norm(turns, axis=1) / jnp.where(length > 0, length, 1), 0)
-        is_small = jnp.linalg.norm(changes * units[None], axis=1) < _SMALL * travelled
-        return Turns(
-            jnp.maximum(self.large, jnp.max(jnp.where(is_small, 0, each))),
-            jnp.maximum(self.small, jnp.max(jnp.where(is_small, each, 0))),
-        )
-
-
 class Tally(NamedTuple):
     """Sweeps so far, and what the last of them were like, [sweeps, 3].
 
@@ -144,7 +125,6 @@ class Flight(NamedTuple):
     model: Curvature
     known: Recurrence
     units: Array
-    turns: Turns
     window: Array
     tally: Tally
     finite: Array
@@ -157,7 +137,7 @@ def begun(chain: Chain, shape: Shape, window: int) -> Flight:
     known = recurrence(chain, shape.num_steps)
     zero, rows = jnp.zeros((), x.dtype), jnp.zeros((places, x.size), x.dtype)
     return Flight(
-        Front(jnp.int32(0), memory, jnp.zeros_like(x), jnp.ones((), x.dtype), zero),
+        Front(jnp.int32(0), memory, jnp.zeros_like(x), jnp.ones((), x.dtype), zero, jnp.ones((), x.dtype)),
         Rows(
             rows + x[None],
             rows,
@@ -170,7 +150,6 @@ def begun(chain: Chain, shape: Shape, window: int) -> Flight:
         Curvature.none(x.size, shape.rank, x.dtype),
         known,
         jnp.ones_like(x),
-        Turns(zero, zero),
         jnp.asarray(window, x.dtype),
         Tally(
             jnp.int32(0),

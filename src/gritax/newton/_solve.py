@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, PyTree
 
 from .._convergence import DEFAULT_TOLERANCE
+from .._jumps import may_jump
 from .._kernel import kernel, make_room, quickly_compiled
 from .._layout import AXIS, local, replicated
 from .._method import Options, Task
@@ -29,9 +30,9 @@ from ._sweep import swept
 _CALL = 32
 _FIRST_WINDOW, _FIRST_CAPACITY, _LARGER = 32, 128, 4
 _MEMORY, _COPIES = 2**31, 8
+# Directions that a model of few parameters has anyway; of many, half of them are as good as all.
+_FEW = 8
 _ROUNDINGS = 32.0  # of the parameters: no less can be asked for
-# Small changes of the state that turn the gradient so many times as much as large ones do, beside their length, meet a jump.
-_JUMPS = 2
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def run(method: Newton, task: Task, options: Options, keep: Fronts | None) -> Ru
     most = min(method.window or most_in_flight(floating), max(num_steps, 16))
     given = evolution, floating, clock
 
-    anywhere = Shape(0, most, min(method.rank, chain.first.size), num_steps, _CALL, save_every, options.mesh)
+    anywhere = Shape(0, most, min(method.rank, max(chain.first.size // 2, _FEW)), num_steps, _CALL, save_every, options.mesh)
 
     def begun(places: int) -> Reached:
         window = min(_FIRST_WINDOW, anywhere.holding(_FIRST_CAPACITY).room)
@@ -168,11 +169,14 @@ def _reads(evolution, floating, clock, x: Array) -> Array:
     return chain.reads_statistics(x) if isinstance(chain, Training) and chain.size < x.size else jnp.asarray(False)
 
 
-def _doubt(chain: Chain, flight: Flight, reads: bool) -> str:
+def _doubt(chain: Chain, reads: bool) -> str:
     if reads:
         return "the loss reads the running statistics, which the tangents do not"
-    if float(flight.turns.small) > _JUMPS * float(flight.turns.large):
-        return "gradients jump as parameters change, as ReLU's do"
+    start, nothing = jnp.int32(0), jnp.zeros((), chain.first.dtype)
+    if may_jump(lambda x: chain.evaluate(x, start)[0], chain.first):
+        return "gradients may jump as parameters change, as ReLU's do"
+    if may_jump(lambda now: chain.follow(now[0], now[0], nothing, now[1], start), (chain.first, chain.memory)):
+        return "the optimizer may jump as gradients change, as signs and moments in bfloat16 do"
     return "" if understood(chain) else "the optimizer is no linear recurrence with frozen second moments"
 
 
@@ -184,7 +188,7 @@ def _ended(evolution, floating, clock, at: Reached, finite: bool) -> Run:
         taken=int(front.taken),
         finite=finite,
         error=_error(flight),
-        doubt=_doubt(chain, flight, x.size > chain.size and bool(_reads(evolution, floating, clock, x))),
+        doubt=_doubt(chain, x.size > chain.size and bool(_reads(evolution, floating, clock, x))),
         growth=float(front.growth),
         moved=float(jnp.linalg.norm((x - chain.first)[: chain.size])),
         size=float(jnp.linalg.norm(x[: chain.size])),

@@ -50,7 +50,6 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     changes = jnp.where(told[:, None], changes, 0)
     turns = jnp.concatenate([known.of_trained(gradients - rows.gradients), tangent_turns])
     turns = jnp.where(told[:, None], turns, 0) * response.units[None]
-    seen = flight.turns.and_of(changes, turns, response.units, told, front.travelled)
     model = secant_update(model, changes, turns, told, shape.groups, shape.new)
     delta = correction(residuals, model, response, known.kept)
     new = (towards + delta).at[0].set(following[0])  # exact, whatever was in flight there
@@ -60,7 +59,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     memory = follow_some(chain, rows.x, gradients, values, front.memory, front.taken, found.accepted)
     block = rows.x, gradients, front.taken, found.accepted
     tangents = departing(small, block, model, response, known, flight.tally.sweeps + 1, found.added)
-    front = front._replace(taken=front.taken + found.accepted, memory=memory, travelled=found.travelled)
+    front = front._replace(taken=front.taken + found.accepted, memory=memory, travelled=found.travelled, rate=found.rate)
     window = _window(shape, aim, flight, found)
     recent = (live & (index < found.kept) & (index >= found.kept - jnp.maximum(_MEAN, found.kept // 2))).astype(new.dtype)
     mean = lambda x: (recent / jnp.sum(recent)) @ jnp.where(live[:, None], x, 0)
@@ -75,7 +74,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     )
     finite = jnp.all(jnp.isfinite(following[0])) & _finite(memory)
     moved_on = _moved_on(shape, flight, found, new, gradients, entering, window)
-    return Flight(front, moved_on, tangents, model, known, response.units, seen, window, tally, finite)
+    return Flight(front, moved_on, tangents, model, known, response.units, window, tally, finite)
 
 
 def _window(shape: Shape, aim: Aim, flight: Flight, found: Acceptance) -> Array:
