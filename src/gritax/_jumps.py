@@ -26,8 +26,9 @@ _JUMPING = frozenset({"sign", "floor", "ceil", "round", "rem", "select_and_scatt
 _SETTLED = frozenset({"is_finite", "stop_gradient"})
 _MADE_POSITIVE = frozenset({"exp", "exp2", "logistic", "cosh"})
 _KEPT_POSITIVE = frozenset(
-    {"add", "mul", "div", "max", "sqrt", "rsqrt", "integer_pow", "reduce_sum", "reduce_max", "cumsum"}
-) | {*("copy", "convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "slice")}
+    {"add", "mul", "div", "max", "sqrt", "rsqrt", "integer_pow", "reduce_sum", "reduce_max", "cumsum", "convert_element_type"}
+    | {"copy", "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "slice"}
+)
 
 
 class _Jumps(Exception):

@@ -26,11 +26,11 @@ class Newton(Method):
     - `rank`: directions of the curvature model; 0 for none (windowed Picard). It takes memory for as many states.
     - `sweeps`: how many sweeps a step is to be in flight for: about the evaluations in all for each step. More of them make the
       window longer, and the evaluations in sequence fewer; from 3.5 to 6 is useful.
-    - `window`: at most so many steps in flight, at least 16; `None` for as many as fit into 2 GiB. Each takes memory for eight
-      states or so.
+    - `window`: at most so many steps in flight, at least 16; `None` for 2,048, or a sixteenth of a
+      longer run, as far as they fit into 2 GiB. Each takes memory for eight states or so.
     - `verify`: whether the final state is compared with that of serial steps, which are not in `depth` and `work`, but take
       their time. Two tangents that ride along with the front tell what training makes of errors, so there is an estimate of the
-      error. `None` compares only where the estimate is above the tolerance, or is none: gradients that jump (ReLU), an
+      error. `None` compares only where the estimate is above the tolerance, or is none: gradients that may jump (ReLU), an
       optimizer that is modelled by a rate alone. With `False` such a solve has not converged.
 
     Raises `ValueError` for a rank below 0, sweeps outside 1 to 64, a window below 16, and a `verify` that is no bool.

@@ -30,6 +30,8 @@ from ._sweep import swept
 _CALL = 32
 _FIRST_WINDOW, _FIRST_CAPACITY, _LARGER = 32, 128, 4
 _MEMORY, _COPIES = 2**31, 8
+# A window that is not asked for is so short a part of a long run: there is little to gain from fewer windows.
+_WINDOWS, _LONG = 16, 2048
 # Directions that a model of few parameters has anyway; of many, half of them are as good as all.
 _FEW = 8
 _ROUNDINGS = 32.0  # of the parameters: no less can be asked for
@@ -81,7 +83,8 @@ def run(method: Newton, task: Task, options: Options, keep: Fronts | None) -> Ru
     members(chain)  # looks at the optimizer, which would take longer while a program is traced
     eps = float(jnp.finfo(chain.first.dtype).eps)
     aim = Aim(float(method.sweeps), max(DEFAULT_TOLERANCE, _ROUNDINGS * eps) if tolerance is None else 0.0, tolerance or 0.0)
-    most = min(method.window or most_in_flight(floating), max(num_steps, 16))
+    most = method.window or min(most_in_flight(floating), max(num_steps // _WINDOWS, _LONG))
+    most = min(most, max(num_steps, 16))
     given = evolution, floating, clock
 
     anywhere = Shape(0, most, min(method.rank, max(chain.first.size // 2, _FEW)), num_steps, _CALL, save_every, options.mesh)
