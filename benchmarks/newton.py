@@ -24,7 +24,7 @@ from _newton_problems import PROBLEMS
 from _rows import distance, write, write_table
 
 import gritax
-from gritax.newton._flight import BLOCK
+from gritax.newton._flight import block_of
 
 
 jax.config.update("jax_enable_x64", True)
@@ -66,13 +66,15 @@ def row(name, seed, dtype, rank, again_too):
     one_by_one = time.perf_counter() - began
     trained = lambda state: jax.tree.map(np.asarray, problem.step.split(state.params)[0])
     travelled = distance(trained(serial), trained(problem.state))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(trained(serial)))
+    block = block_of(weights)
     nearby = jax.tree.map(lambda x: x * (1 + jnp.finfo(x.dtype).eps).astype(x.dtype), problem.state.params)
     other = gritax.solve_serial(problem.step, problem.step.init(nearby), steps)
     return {
         "problem": name,
         "dtype": dtype,
         "seed": seed,
-        "weights": sum(leaf.size for leaf in jax.tree.leaves(trained(serial))),
+        "weights": weights,
         "steps": steps,
         "sweeps_asked": sweeps,
         "rank": rank,
@@ -80,7 +82,7 @@ def row(name, seed, dtype, rank, again_too):
         "depth": solution.depth,
         "speedup": round(steps / solution.depth, 1),
         "work": round(solution.work / steps, 2),
-        "rows": round(sum(-(-rows // BLOCK) * BLOCK * n for rows, n in solution._depth_by_lanes.items()) / solution.work, 3),
+        "rows": round(sum(-(-rows // block) * block * n for rows, n in solution._depth_by_lanes.items()) / solution.work, 3),
         "error": float(f"{distance(trained(solution.state), trained(serial)) / travelled:.2e}"),
         "rounding": float(f"{distance(trained(other), trained(serial)) / travelled:.2e}"),
         "estimate": float(f"{solution.relative_residuals[-1]:.2e}"),

@@ -21,7 +21,7 @@ from gritax._adaptation import prepared
 from gritax._kernel import _quick_options
 from gritax._validation import validated
 from gritax.newton import _chain, _sweep
-from gritax.newton._flight import Aim, Shape, begun
+from gritax.newton._flight import Aim, Shape, begun, block_of
 
 
 jax.config.update("jax_enable_x64", True)
@@ -54,7 +54,7 @@ def parts(name, window):
     problem = PROBLEMS[name].make(seed=1)
     evolution, floating, clock = validated(prepared(problem.step, STEPS), problem.state, STEPS)
     chain = _chain.chain_of(evolution, floating, clock)
-    shape = Shape(0, window, min(RANK, chain.first.size), STEPS, SWEEPS).holding(window)
+    shape = Shape(0, block_of(chain.first.size), window, min(RANK, chain.first.size), STEPS, SWEEPS).holding(window)
     aim = Aim(*(jnp.asarray(x, chain.first.dtype) for x in (5.0, 1e-6, 0.0)))
     once = jax.jit(lambda flight: _sweep.swept(chain, shape, aim, flight))
     flight = jax.jit(lambda: begun(chain, shape, window))()

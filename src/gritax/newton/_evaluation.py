@@ -6,7 +6,7 @@ from jaxtyping import Array
 
 from .._layout import AXIS
 from ._chain import Chain
-from ._flight import BLOCK, Flight, Shape
+from ._flight import Flight, Shape
 from ._tangents import POINTS
 
 
@@ -17,16 +17,17 @@ def evaluated(chain: Chain, shape: Shape, flight: Flight) -> tuple[Array, Array,
     the shapes are the same on any number of devices, and with them the order in which XLA adds up.
     """
     live, tangents, put = flight.rows.live, flight.tangents, jax.lax.dynamic_update_slice_in_dim
-    steps = jnp.minimum(flight.front.taken + jnp.arange(shape.capacity + POINTS, dtype=jnp.int32), shape.num_steps - 1)
-    x = jnp.concatenate([flight.rows.x, jnp.zeros_like(tangents.points)])
+    places = -(-(shape.capacity + POINTS) // shape.block) * shape.block
+    steps = jnp.minimum(flight.front.taken + jnp.arange(places, dtype=jnp.int32), shape.num_steps - 1)
+    x = jnp.pad(flight.rows.x, ((0, places - shape.capacity), (0, 0)))
     x, steps = put(x, tangents.points, live, 0), put(steps, tangents.starts, live, 0)
     device = jax.lax.axis_index(AXIS).astype(jnp.int32) if shape.devices > 1 else jnp.int32(0)
-    blocks = (live + tangents.evaluated + BLOCK - 1) // BLOCK
+    blocks = (live + tangents.evaluated + shape.block - 1) // shape.block
 
     def one(j, found):
         gradients, values = found
-        at = (j * shape.devices + device) * BLOCK
-        part = lambda rows: jax.lax.dynamic_slice_in_dim(rows, at, BLOCK)
+        at = (j * shape.devices + device) * shape.block
+        part = lambda rows: jax.lax.dynamic_slice_in_dim(rows, at, shape.block)
         g, v = jax.vmap(chain.evaluate)(part(x), part(steps))
         return put(gradients, g.astype(x.dtype), at, 0), put(values, v.astype(x.dtype), at, 0)
 

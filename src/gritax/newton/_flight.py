@@ -15,20 +15,28 @@ from ._response import Recurrence, members, recurrence
 from ._tangents import Tangents
 
 
-# Rows that are evaluated together: what is padded is less than one such block.
-BLOCK = 32
+_BLOCK, _LARGEST, _NUMBERS = 32, 256, 2**12
+
+
+def block_of(size: int) -> int:
+    """Rows of so many numbers that are evaluated together: what is padded is less than one such block.
+
+    32 of them, and more of small ones, whose operations would take less time than to call them.
+    """
+    return max(_BLOCK, min(_LARGEST, _NUMBERS // size) // _BLOCK * _BLOCK)
 
 
 @dataclass(frozen=True)
 class Shape:
     """The static facts that a program is compiled for.
 
-    `capacity` places for steps in flight, a multiple of `BLOCK`, of which at most `most` are taken; the rank of the model; the
-    steps of the run; the sweeps that it records; after how many steps each a state is asked for, 0 for none; the `mesh` whose
-    devices share the evaluation.
+    `capacity` places for steps in flight, a multiple of the rows of a `block`, of which at most `most` are taken; the rank of
+    the model; the steps of the run; the sweeps that it records; after how many steps each a state is asked for, 0 for none; the
+    `mesh` whose devices share the evaluation.
     """
 
     capacity: int
+    block: int
     most: int
     rank: int
     num_steps: int
@@ -38,7 +46,7 @@ class Shape:
 
     def holding(self, places: int) -> "Shape":
         """With as few blocks as hold so many places."""
-        return replace(self, capacity=-(-min(places, self.most) // BLOCK) * BLOCK)
+        return replace(self, capacity=-(-min(places, self.most) // self.block) * self.block)
 
     @property
     def devices(self) -> int:

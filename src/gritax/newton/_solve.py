@@ -18,7 +18,7 @@ from .._method import Options, Task
 from .._sharing import require_agreement
 from ..training import TrainStep
 from ._chain import Chain, Training, chain_of
-from ._flight import Aim, Flight, Shape, begun, enlarged
+from ._flight import Aim, Flight, Shape, begun, block_of, enlarged
 from ._fronts import Fronts, Reached
 from ._method import Newton
 from ._response import members, understood
@@ -87,7 +87,16 @@ def run(method: Newton, task: Task, options: Options, keep: Fronts | None) -> Ru
     most = min(most, max(num_steps, 16))
     given = evolution, floating, clock
 
-    anywhere = Shape(0, most, min(method.rank, max(chain.first.size // 2, _FEW)), num_steps, _CALL, save_every, options.mesh)
+    anywhere = Shape(
+        0,
+        block_of(chain.first.size),
+        most,
+        min(method.rank, max(chain.first.size // 2, _FEW)),
+        num_steps,
+        _CALL,
+        save_every,
+        options.mesh,
+    )
 
     def begun(places: int) -> Reached:
         window = min(_FIRST_WINDOW, anywhere.holding(_FIRST_CAPACITY).room)
