@@ -89,7 +89,7 @@ def _truncated(basis: Array, matrix: Array, rank: int) -> Curvature:
 def _orthonormal(columns: Array) -> tuple[Array, Array]:
     """(orthonormal columns of the same span, or zero; what they are multiplied by to give the given ones)."""
     values, vectors = jnp.linalg.eigh(columns.T @ columns)
-    least = 1e3 * jnp.finfo(columns.dtype).eps * jnp.maximum(jnp.max(values), 0)
+    least = 1e3 * jnp.finfo(columns.dtype).eps * jnp.max(values, initial=0)
     kept = values > jnp.maximum(least, jnp.finfo(columns.dtype).tiny)
     root = jnp.sqrt(jnp.where(kept, values, 1))
     vectors = jnp.where(kept[None], vectors, 0)
