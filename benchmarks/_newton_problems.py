@@ -103,5 +103,5 @@ PROBLEMS = {
     "attention, sgd": Setting(partial(attention, optax.sgd(0.1)), 512),
     "xor": Setting(xor, 65_536),
     "xor, one example a step": Setting(partial(xor, serialized=True), 65_536),
-    "xor, 10^6": Setting(xor, 1_000_000, 5.0, 1024),
+    "xor, 10^6": Setting(xor, 1_000_000, 5.0, 4096),
 }

@@ -14,8 +14,9 @@ from ._prefix import largest_so_far
 from ._response import Recurrence
 
 
-# A rate that is small by accident is none; a step whose correction grows has an error of several of them.
-_LEAST_RATE, _STALLED, _GROWS, _GROWN = 0.2, 0.9, 1.5, 4.0
+# A rate of one step that is small by accident is none: it counts as the largest of all in the window, from the first of these
+# to the second. A step whose correction grows has an error of several of them.
+_LEAST_RATE, _LARGE_RATE, _STALLED, _GROWS, _GROWN = 0.1, 0.2, 0.9, 1.5, 4.0
 # The share of what is left of the tolerance, squared, that one sweep may spend, and the least that it may always.
 _SHARE, _LEAST = 0.25, 0.01
 # A correction beyond this share of the distance travelled says that the step is far from right, and the model perhaps wrong.
@@ -57,7 +58,7 @@ def acceptance(
     second = told & (jnp.roll(rows.age, -1) == 1)
     usual = jnp.clip(jnp.maximum(jnp.max(jnp.where(second, rate, 0)), front.rate / 2), _LEAST_RATE, 1)
     usual = jnp.where(jnp.any(second), usual, front.rate)
-    shrinks = jnp.clip(rate, _LEAST_RATE, _STALLED)
+    shrinks = jnp.clip(rate, jnp.minimum(usual, _LARGE_RATE), _STALLED)
     error = jnp.where(rate < _STALLED, shrinks / (1 - shrinks), jnp.where(rate > _GROWS, _GROWN, 1)) * moved
     progress = (front.taken + 1 + index).astype(moved.dtype) / shape.num_steps
     budget = jnp.square((aim.relative * distance + aim.absolute) * (0.5 + 0.5 * progress))

@@ -65,7 +65,7 @@ class Shape:
     @property
     def groups(self) -> int:
         """Neighbouring secant pairs are added up to so many."""
-        return max(24, 2 * self.new)
+        return max(self.rank * 3 // 4, 2 * self.new, 8)
 
 
 class Aim(NamedTuple):
