@@ -73,7 +73,7 @@ def parts(name, window):
 
     found = []
     g, v, at_points = of("gradients", lambda f: _sweep.evaluated(chain, shape, f), flight)
-    followed = lambda x, g, v, memory: _chain.follow_all(chain, x, g, v, memory, front.taken, _sweep._PARTS)
+    followed = lambda x, g, v, memory: _chain.follow_all(chain, x, g, v, memory, front.taken, window // _sweep._PART)
     following, memories = of("optimizer", followed, rows.x, g, v, front.memory)
     later = None
     if _sweep.drifts(chain):
@@ -102,7 +102,7 @@ def parts(name, window):
         x[0],
     )
     of("tangents", ride, flight, at_points, model, response, g, rows.x)
-    extend = lambda last, g, x, m, r: _sweep.continued(last, jnp.arange(window), g, x, m, r)
+    extend = lambda last, g, x, m, r: _sweep.continued(last, jnp.arange(window), g, x, m, r, window - 1)
     of("extension", extend, following[0], g[0], rows.x[0], model, response)
     of("sweep, once", lambda f: _sweep.swept(chain, shape, aim, f), flight)
     many = jax.jit(

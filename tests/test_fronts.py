@@ -90,7 +90,7 @@ def _interrupted(call, directory, *calls):
 def test_a_solve_that_is_interrupted_ends_as_if_it_had_not_been(optimizer, dtype, tmp_path, monkeypatch):
     """While the window has been enlarged, too, which is why calls are short."""
     monkeypatch.setattr(_solve, "_CALL", 4)
-    monkeypatch.setattr(_solve, "_FIRST_CAPACITY", 32)
+    monkeypatch.setattr(_solve, "_OF_SMALL", 32)
     solve = _solver(optimizer, dtype)
     whole = solve()
     assert whole.iterations > 24
@@ -245,10 +245,10 @@ def test_another_run_is_refused_and_what_differs_is_named(tmp_path):
 def test_another_next_step_is_another_run(tmp_path):
     schedule = lambda last: lambda count: jnp.where(count < 1, 0.02, last)
     with pytest.raises(KeyboardInterrupt):
-        _solver(optax.sgd(schedule(0.02)))(checkpoint=tmp_path, progress=_Interrupting(1))
-    assert 0 < Directory(tmp_path).latest().done < _STEPS
+        _solver(optax.sgd(schedule(0.02)), num_steps=2000)(checkpoint=tmp_path, progress=_Interrupting(1))
+    assert 0 < Directory(tmp_path).latest().done < 2000
     with pytest.raises(ValueError, match=r"was to go on after step \d.* an update of length"):
-        _solver(optax.sgd(schedule(0.03)))(resume=tmp_path)
+        _solver(optax.sgd(schedule(0.03)), num_steps=2000)(resume=tmp_path)
 
 
 def test_a_directory_of_multigrid_is_refused(tmp_path):

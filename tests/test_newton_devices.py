@@ -49,7 +49,8 @@ def test_weights_on_any_number_of_devices(make, dtype, count):
     alone, two, together = solve(), solve(mesh=small.mesh(2)), solve(mesh=small.mesh(count))
     assert alone.converged
     require_same(together, two)
-    assert (together.depth, together.work) == (alone.depth, alone.work)
+    assert together.depth == alone.depth
+    assert abs(together.work - alone.work) <= 0.01 * alone.work
     assert small.distance(together.params, alone.params) <= 10 * small.rounding(*problem)
     assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(together.params))
 

@@ -22,14 +22,14 @@ def correction(residuals: Array, model: Curvature, response: Response, kept: Arr
     return cumulated(residuals, kept) + (off @ v.T) * d[None]
 
 
-def continued(last: Array, steps: Array, gradient: Array, at: Array, model: Curvature, response: Response) -> Array:
-    """The states so many `steps` after `last`, for the mean `gradient` of steps whose mean state is `at`.
+def continued(last: Array, steps: Array, gradient: Array, at: Array, model: Curvature, response: Response, row: Array) -> Array:
+    """The states so many `steps` after `last`, that of a `row`, for the mean `gradient` of steps whose mean state is `at`.
 
     `x <- x - s D (gradient + d^-1 V diag(h) V^T (x - at) / d)` in closed form, with what the optimizer makes of a gradient that
     stays, s.
     """
     v, d, h = model.directions, response.units, model.values
-    s = response.stays
+    s = response.stays(row)
     slope = d * gradient
     in_modes = slope @ v + h * (((last - at) / d) @ v)
     turned = jnp.minimum(s * h, 0.9)

@@ -27,10 +27,9 @@ class Response(NamedTuple):
     transfer: Array
     gain: Array
 
-    @property
-    def stays(self) -> Array:
-        """s: what the optimizer makes of a gradient that stays, a step, at the end of the window."""
-        return stays(self.transfer[-1], self.gain[-1])
+    def stays(self, row: Array) -> Array:
+        """s: what the optimizer makes of a gradient that stays, a step, at this row of the window."""
+        return stays(self.transfer[row], self.gain[row])
 
 
 # A step that moves parameters by less of its gradient than this share clips it.

@@ -28,7 +28,9 @@ from ._sweep import swept
 
 # Sweeps a call: the host hears of progress after each, and nothing of what is between.
 _CALL = 32
-_FIRST_WINDOW, _FIRST_CAPACITY, _LARGER = 32, 128, 4
+# A program for fewer steps in flight takes as long to compile, which small networks would wait for longer than for its sweeps.
+_FIRST_WINDOW, _LARGER = 32, 4
+_CAPACITY, _OF_SMALL, _SMALL = 128, 512, 4096
 _MEMORY, _COPIES = 2**31, 8
 # A window that is not asked for is so short a part of a long run: there is little to gain from fewer windows.
 _WINDOWS, _LONG = 16, 2048
@@ -91,18 +93,20 @@ def run(method: Newton, task: Task, options: Options, keep: Fronts | None) -> Ru
         0,
         block_of(chain.first.size),
         most,
-        min(method.rank, max(chain.first.size // 2, _FEW)),
+        min(method.rank, chain.first.size, max(chain.first.size // 2, _FEW)),
         num_steps,
         _CALL,
         save_every,
         options.mesh,
     )
 
+    few = _OF_SMALL if chain.first.size <= _SMALL else _CAPACITY
+
     def begun(places: int) -> Reached:
-        window = min(_FIRST_WINDOW, anywhere.holding(_FIRST_CAPACITY).room)
+        window = min(_FIRST_WINDOW, anywhere.holding(few).room)
         return Reached.nothing(*_begin(*given, shape=anywhere.holding(places), window=window))
 
-    at = (keep and keep.latest(begun)) or begun(_FIRST_CAPACITY)
+    at = (keep and keep.latest(begun)) or begun(few)
     require_agreement(options.mesh, at.taken)
     began, taken, finite = time.perf_counter() - at.seconds, at.taken, at.finite
     everywhere, at = replicated(given, options.mesh), replicated(at, options.mesh)

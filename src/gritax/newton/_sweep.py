@@ -15,7 +15,7 @@ from ._response import drifts, response_of
 from ._tangents import arrived, departing, rescaled
 
 
-_PARTS = 8  # of the window, after which the optimizer's state is looked at
+_PART = 32  # steps, after which the optimizer's state is looked at
 _SMALLEST = 16
 _NARROWER, _WIDER, _TOLERATED, _ALONE = 0.93, 1.15, 0.25, 0.01
 _MEAN = 32  # steps at least over which gradients are averaged for the guess
@@ -31,7 +31,9 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     tangent_turns = known.of_trained(at_points - flight.tangents.gradients)
     small, grown = arrived(flight.tangents, tangent_turns, flight.model, flight.units)
     front = flight.front.grown(grown, flight.units * small[1, 0])
-    following, memories = follow_all(chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, _PARTS)
+    following, memories = follow_all(
+        chain, rows.x, gradients, values, flight.front.memory, flight.front.taken, shape.capacity // _PART
+    )
     # The state that each step leads to, as it is in flight; the last one is taken as it comes.
     towards = jnp.where((index < rows.live - 1)[:, None], jnp.roll(rows.x, -1, axis=0), following)
     residuals = jnp.where(live[:, None], following - towards, 0)
@@ -63,7 +65,9 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     window = _window(shape, aim, flight, found)
     recent = (live & (index < found.kept) & (index >= found.kept - jnp.maximum(_MEAN, found.kept // 2))).astype(new.dtype)
     mean = lambda x: (recent / jnp.sum(recent)) @ jnp.where(live[:, None], x, 0)
-    entering = continued(new[found.kept - 1], index, known.of_trained(mean(gradients)), mean(rows.x), model, response)
+    entering = continued(
+        new[found.kept - 1], index, known.of_trained(mean(gradients)), mean(rows.x), model, response, found.kept - 1
+    )
     recorded = (flight.front.taken, rows.live + flight.tangents.evaluated, jnp.linalg.norm(residuals))
     tally = flight.tally._replace(
         sweeps=flight.tally.sweeps + 1,
