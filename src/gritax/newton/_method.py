@@ -23,11 +23,12 @@ class Newton(Method):
 
     **Arguments**
 
-    - `rank`: directions of the curvature model; 0 for none (windowed Picard). It takes memory for as many states.
+    - `rank`: directions of the curvature model; 0 for none (windowed Picard). It takes memory for as many states. Of fewer than
+      64 parameters it has half as many directions at most, or 8.
     - `sweeps`: how many sweeps a step is to be in flight for: about the evaluations in all for each step. More of them make the
       window longer, and the evaluations in sequence fewer; from 3.5 to 6 is useful.
-    - `window`: at most so many steps in flight, at least 16; `None` for 2,048, or a sixteenth of a
-      longer run, as far as they fit into 2 GiB. Each takes memory for eight states or so.
+    - `window`: at most so many steps in flight, at least 16; `None` for 2,048, or a sixteenth of a longer run, as far as they
+      fit into 2 GiB. Each takes memory for eight states or so.
     - `verify`: whether the final state is compared with that of serial steps, which are not in `depth` and `work`, but take
       their time. Two tangents that ride along with the front tell what training makes of errors, so there is an estimate of the
       error. `None` compares only where the estimate is above the tolerance, or is none: gradients that may jump (ReLU), an

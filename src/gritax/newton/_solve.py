@@ -76,30 +76,27 @@ def require_room(method: Newton, floating: PyTree[Array]) -> None:
         )
 
 
+def _shape(method: Newton, options: Options, size: int, fit: int, num_steps: int) -> Shape:
+    """Of the programs of a run, without places yet. So many steps in flight `fit` into memory."""
+    most = method.window or min(fit, max(num_steps // _WINDOWS, _LONG))
+    rank = min(method.rank, size, max(size // 2, _FEW))
+    most = min(most, max(num_steps, 16))
+    return Shape(0, block_of(size), most, rank, num_steps, _CALL, options.save_every or 0, options.mesh)
+
+
 def run(method: Newton, task: Task, options: Options, keep: Fronts | None) -> Run:
     """Sweeps until all steps are final. The tolerance is absolute, on the error of the final state."""
-    tolerance, save_every = options.tolerance, options.save_every or 0
+    tolerance = options.tolerance
     evolution, floating, clock, num_steps = task.evolution, task.floating, task.clock, task.num_steps
     make_room((jax.tree.structure(evolution), num_steps))
     chain = chain_of(evolution, floating, clock)
     members(chain)  # looks at the optimizer, which would take longer while a program is traced
     eps = float(jnp.finfo(chain.first.dtype).eps)
     aim = Aim(float(method.sweeps), max(DEFAULT_TOLERANCE, _ROUNDINGS * eps) if tolerance is None else 0.0, tolerance or 0.0)
-    most = method.window or min(most_in_flight(floating), max(num_steps // _WINDOWS, _LONG))
-    most = min(most, max(num_steps, 16))
-    given = evolution, floating, clock
-
-    anywhere = Shape(
-        0,
-        block_of(chain.first.size),
-        most,
-        min(method.rank, chain.first.size, max(chain.first.size // 2, _FEW)),
-        num_steps,
-        _CALL,
-        save_every,
-        options.mesh,
+    given, anywhere = (
+        (evolution, floating, clock),
+        _shape(method, options, chain.first.size, most_in_flight(floating), num_steps),
     )
-
     few = _OF_SMALL if chain.first.size <= _SMALL else _CAPACITY
 
     def begun(places: int) -> Reached:
