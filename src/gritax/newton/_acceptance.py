@@ -18,7 +18,7 @@ from ._response import Recurrence
 # to the second. A step whose correction grows has an error of several of them.
 _LEAST_RATE, _LARGE_RATE, _STALLED, _GROWS, _GROWN = 0.1, 0.2, 0.9, 1.5, 4.0
 # The share of what is left of the tolerance, squared, that one sweep may spend, and the least that it may always.
-_SHARE, _LEAST = 0.25, 0.01
+_SHARE, _LEAST = 0.25, 0.001
 # A correction beyond this share of the distance travelled says that the step is far from right, and the model perhaps wrong.
 _FAR = 0.5
 
