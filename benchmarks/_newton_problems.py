@@ -90,7 +90,7 @@ PROBLEMS = {
     "digits, sgd, 65,536": Setting(_DIGITS["sgd"], 65_536, 6.0),
     "digits, adam, 65,536": Setting(_DIGITS["adam"], 65_536, 6.0),
     "digits, relu": Setting(partial(digits, optax.sgd(0.1), activation="relu"), 8192),
-    "adder": Setting(adder, 12_800, 6.0),
+    "adder": Setting(adder, 12_800, 7.0),
     "sine, adam": Setting(partial(sine, optax.adam(3e-4)), 4096, 6.0),
     "diabetes, adam": Setting(partial(diabetes, optax.adam(2e-3)), 8192, 6.0),
     "diabetes, heavy ball": Setting(partial(diabetes, optax.sgd(0.002, momentum=0.9)), 8192),
