@@ -25,6 +25,10 @@ from ._method import Newton
 from ._solve import Run, require_room, run
 
 
+# The standard deviation of what one rounding to nearest leaves, in units of the last digit: that of a uniform distribution.
+_WALK = 12**-0.5
+
+
 def solution_by(method: Newton, task: Task, options: Options) -> Solution:
     """The steps of the task, solved by `method`. Raises `ValueError` for what it cannot take."""
     evolution, floating, clock, num_steps = task.evolution, task.floating, task.clock, task.num_steps
@@ -89,7 +93,9 @@ def _estimated(found: Run, tolerance: float | None, eps: float) -> Estimate:
     travelled = found.moved or math.inf
     allowed = max(DEFAULT_TOLERANCE, ROUNDINGS_TOLD * eps) if tolerance is None else tolerance / travelled
     share = lambda x: x / travelled if math.isfinite(x) else math.inf
-    return Estimate(share(found.error + eps * found.size), share(found.growth * eps * found.size), allowed, found.doubt)
+    # What is evaluated with others is rounded otherwise than by itself, in every step.
+    rounded = eps * found.size * max(1.0, _WALK * math.sqrt(found.taken))
+    return Estimate(share(found.error + rounded), share(found.growth * eps * found.size), allowed, found.doubt)
 
 
 def _verdict(found: Run, estimate: Estimate, tolerance: float | None, serial: Serial | None) -> Verdict:
