@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -13,6 +14,20 @@ pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 
 def _x():
     return jnp.arange(12.0).reshape(4, 3) / 10 - 0.5
+
+
+def _fixed(z):
+    return jax.lax.stop_gradient(z)
+
+
+def _called_back(z):
+    shape = jax.ShapeDtypeStruct(z.shape, z.dtype)
+    return jax.pure_callback(lambda v: np.round(np.asarray(v)), shape, z, vmap_method="expand_dims")
+
+
+def _either(z):
+    branch = jax.lax.cond(jnp.arange(3)[1] > 5, lambda: jnp.exp(z), lambda: jnp.full_like(z, -1.0))
+    return jnp.where(branch + jnp.exp(z) > 0, z, 2 * z)
 
 
 _LABELS = [0, 1, 2, 0]
@@ -45,6 +60,15 @@ _JUMPING = {
     "checkpoint": jax.checkpoint(lambda z: jnp.sum(jax.nn.relu(z))),
     "half precision": lambda z: jnp.sum(jnp.tanh(z.astype(jnp.bfloat16))).astype(z.dtype),
     "rounded": lambda z: jnp.sum(jnp.round(z) * z),
+    "straight through a sign": lambda z: jnp.sum((z - _fixed(z) + jnp.sign(_fixed(z))) ** 3),
+    "hard examples": lambda z: jnp.sum(z**2 * (_fixed(z) ** 2 > 0.1)),
+    "nearest code": lambda z: jnp.sum(_x()[jnp.argmin(_fixed(z), axis=0)] * z[:3]),
+    "binarised": lambda z: jnp.sum((z + _fixed(jnp.round(jax.nn.sigmoid(z)) - z)) ** 2),
+    "angle": lambda z: jnp.sum(jnp.arctan2(z[0], z[1]) ** 2),
+    "cut": lambda z: jnp.sum(jnp.log(z[0] + 1j * z[1]).imag ** 2),
+    "iterations": lambda z: jnp.sum(jax.scipy.sparse.linalg.cg(lambda v: z.T @ (z @ v) + v, jnp.ones(3))[0] ** 2),
+    "product in half precision": lambda z: jnp.sum(jnp.matmul(z, z.T, preferred_element_type=jnp.float32)).astype(z.dtype),
+    "least eigenvalue": lambda z: jnp.linalg.eigvalsh(z.T @ z)[0],
 }
 
 
@@ -71,6 +95,11 @@ def test_what_jumps_is_seen_to(name):
 def test_optimizers(optimizer, jumps):
     update = lambda now: optimizer.update(now[0], now[1], now[0])
     assert may_jump(update, (_x(), optimizer.init(_x()))) == jumps
+
+
+@pytest.mark.parametrize("function", [_called_back, _either, lambda z: jnp.matmul(z, z, preferred_element_type=jnp.float32)])
+def test_what_is_not_known_may_jump(function):
+    assert may_jump(function, _x()[:3])
 
 
 def test_integers_do_not_move_and_nothing_is_evaluated():

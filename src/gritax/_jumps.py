@@ -21,9 +21,16 @@ class _Kind(IntEnum):
 
 _COMPARED = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 _CHOOSING = frozenset({"argmax", "argmin", "top_k", "sort"})
-_JUMPING = frozenset({"sign", "floor", "ceil", "round", "rem", "select_and_scatter_add", "select_and_gather_add"})
-# What is finite stays so in a run that ends; what is not differentiated shifts exponents only.
-_SETTLED = frozenset({"is_finite", "stop_gradient"})
+_JUMPING = frozenset(
+    {"sign", "floor", "ceil", "round", "rem", "atan2", "select_and_scatter_add", "select_and_gather_add"}
+    | {"eigh", "eig", "svd", "schur", "qr", "geqrf", "householder_product"}
+)
+# Of complex numbers they have a cut, where they jump.
+_CUT = frozenset({"log", "log1p", "sqrt", "rsqrt", "pow"})
+# Nothing is known of what they compute.
+_OPAQUE = frozenset({"pure_callback", "io_callback", "pallas_call", "ffi_call", "custom_linear_solve", "run_state"})
+# What is finite stays so in a run that ends.
+_SETTLED = frozenset({"is_finite"})
 _MADE_POSITIVE = frozenset({"exp", "exp2", "logistic", "cosh"})
 _KEPT_POSITIVE = frozenset(
     {"add", "mul", "div", "max", "sqrt", "rsqrt", "integer_pow", "reduce_sum", "reduce_max", "cumsum", "convert_element_type"}
@@ -52,13 +59,15 @@ def may_jump(function: Callable[..., Any], *arguments: Any) -> bool:
     kinds += [_Kind.FIXED] * (len(program.jaxpr.invars) - len(kinds))
     try:
         return _Kind.CHOSEN in _followed(program, kinds)
-    except _Jumps:
+    except Exception:  # a jump, or an operation that is none of those known here
         return True
 
 
 def _followed(program: ClosedJaxpr | Jaxpr, kinds: Sequence[_Kind]) -> list[_Kind]:
     """The kinds of what the program returns, for those of its inputs. Raises `_Jumps`."""
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    if jaxpr.effects:
+        raise _Jumps
     known = dict(zip(jaxpr.invars, kinds, strict=True))
 
     def kind(x) -> _Kind:
@@ -86,8 +95,10 @@ def _after(each, given: list[_Kind]) -> list[_Kind]:
         return [_Kind.FIXED] * count
     if (within := _WITHIN.get(name)) is not None:
         return within(each, given)
+    if name in _OPAQUE:
+        raise _Jumps
     inner = next((x for x in each.params.values() if isinstance(x, ClosedJaxpr | Jaxpr)), None)
-    if inner is not None and len((inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner).invars) == len(given):
+    if inner is not None:
         return _followed(inner, given)
     if name in _COMPARED:
         return [_Kind.FIXED if _is_settled(each.invars, given) else _Kind.CHOSEN]
@@ -97,17 +108,23 @@ def _after(each, given: list[_Kind]) -> list[_Kind]:
     floating = all(jnp.issubdtype(x.aval.dtype, jnp.inexact) for x in each.outvars)
     if not floating:
         return [_Kind.CHOSEN] * count
-    if most == _Kind.CHOSEN or (name in _JUMPING and most == _Kind.SMOOTH) or _rounds(each):
+    has_sign = name == "sign" and most == _Kind.POSITIVE
+    if most == _Kind.CHOSEN or (name in _JUMPING and not has_sign) or _is_cut(each) or _rounds(each, given):
         raise _Jumps
     positive = name in _MADE_POSITIVE or (name in _KEPT_POSITIVE and all(map(_is_positive, each.invars, given)))
     return [_Kind.POSITIVE if positive else _Kind.SMOOTH] * count
+
+
+def _either(kinds: Sequence[_Kind]) -> _Kind:
+    """Of a value that has one of these kinds, and one does not know which."""
+    return _Kind.SMOOTH if set(kinds) == {_Kind.FIXED, _Kind.POSITIVE} else max(kinds)
 
 
 def _branched(each, given: list[_Kind]) -> list[_Kind]:
     if given[0] != _Kind.FIXED:
         raise _Jumps
     branches = [_followed(branch, given[1:]) for branch in each.params["branches"]]
-    return [max(found) for found in zip(*branches, strict=True)]
+    return [_either(found) for found in zip(*branches, strict=True)]
 
 
 def _scanned(each, given: list[_Kind]) -> list[_Kind]:
@@ -129,7 +146,7 @@ def _looped(body: ClosedJaxpr, given: list[_Kind], consts: int, carry: int) -> l
     """Until nothing more is found of what is carried."""
     while True:
         found = _followed(body, given)
-        carried = list(map(max, given[consts : consts + carry], found[:carry]))
+        carried = list(map(_either, zip(given[consts : consts + carry], found[:carry], strict=True)))
         if carried == given[consts : consts + carry]:
             return carried + found[carry:]
         given = [*given[:consts], *carried, *given[consts + carry :]]
@@ -143,15 +160,16 @@ def _is_settled(compared: Sequence[Any], given: Sequence[_Kind]) -> bool:
     return _Kind.POSITIVE in given and any(np.all(x <= 0) for x in literals)
 
 
-def _rounds(each) -> bool:
-    """A conversion to a dtype of fewer digits."""
-    if each.primitive.name == "reduce_precision":
-        return True
-    dtypes = [x.aval.dtype for x in (each.invars[0], each.outvars[0])]
-    if each.primitive.name != "convert_element_type" or not all(jnp.issubdtype(x, jnp.floating) for x in dtypes):
-        return False
-    given, wanted = (jnp.finfo(x).eps for x in dtypes)
-    return bool(wanted > given)
+def _is_cut(each) -> bool:
+    return each.primitive.name in _CUT and jnp.issubdtype(each.invars[0].aval.dtype, jnp.complexfloating)
+
+
+def _rounds(each, given: Sequence[_Kind]) -> bool:
+    """To fewer digits than what moves has."""
+    digits = lambda x: float(jnp.finfo(x.aval.dtype).eps) if jnp.issubdtype(x.aval.dtype, jnp.inexact) else 0.0
+    moving = [digits(x) for x, kind in zip(each.invars, given, strict=True) if kind != _Kind.FIXED]
+    asked = str(each.params.get("precision", "")).upper()
+    return "F16" in asked or "TF32" in asked or max(map(digits, each.outvars)) > min(filter(None, moving), default=1.0)
 
 
 def _is_positive(x: Any, kind: _Kind) -> bool:
