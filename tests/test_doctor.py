@@ -17,6 +17,7 @@ def _doctor(*arguments, **environ):
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environ)
 
 
+@pytest.mark.slow
 def test_all_is_well(tmp_path):
     (tmp_path / "entry").write_bytes(bytes(3 * 2**20))
     done = _doctor("--json", JAX_COMPILATION_CACHE_DIR=str(tmp_path), JAX_ENABLE_X64="1", OMP_NUM_THREADS="3")

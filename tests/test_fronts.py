@@ -115,6 +115,7 @@ def test_what_follows_the_step_is_kept_as_well(tmp_path):
     _assert_same(_interrupted(solve, tmp_path, 2, 1), solve())
 
 
+@pytest.mark.slow
 def test_training_that_is_interrupted_ends_as_if_it_had_not_been(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(_solve, "_CALL", 4)
     train = _trainer()

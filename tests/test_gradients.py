@@ -46,6 +46,7 @@ def test_jacobians(jacobian):
     assert_near(found, wanted, 1e-8)
 
 
+@pytest.mark.slow
 def test_mapped_and_both():
     rates, us = RATE * jnp.array([0.5, 1.0, 2.0]), jnp.stack([U, 2 * U, U**2])
     for transform in (

@@ -165,6 +165,7 @@ def test_what_processes_have_started_is_ended_with_them(launch):
     assert _gone([child])
 
 
+@pytest.mark.slow
 def test_a_process_that_ignores_sigterm_is_killed(launch):
     launcher = launch(
         "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('total', flush=True)\ntime.sleep(1000)\n"

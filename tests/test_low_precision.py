@@ -39,6 +39,7 @@ def test_a_stall_near_the_floor_of_the_parameters_is_none_while_they_still_move(
     assert error < 1e-5 or not solution.converged, (error, solution)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Slow convergence")
 def test_a_frozen_leaf_of_few_digits_changes_nothing():
     rectified = lambda p, batch: jnp.mean((jax.nn.relu(batch[0] @ p["w"]) @ p["v"] - batch[1]) ** 2)

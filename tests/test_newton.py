@@ -55,7 +55,7 @@ def test_the_weights_are_those_of_serial_training(name, mixed_dtypes):
         assert solution.work < 12 * 300
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adam", "sgd"])
 def test_in_float32_too(name, mixed_dtypes):
     solution, error = solved(OPTIMIZERS[name], dtype="float32")
@@ -89,6 +89,7 @@ def test_a_model_that_is_garbage_costs_evaluations_and_no_digits(monkeypatch):
     assert solution.depth <= 60
 
 
+@pytest.mark.slow
 def test_without_a_model_it_is_picard_iteration():
     solution, error = solved(optax.sgd(0.05), 200, gritax.Newton(rank=0))
     assert error < 2e-6

@@ -33,7 +33,7 @@ def require_same(solution, other):
     assert (solution.depth, solution.work) == (other.depth, other.work)
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "dtype", "count"),
     [

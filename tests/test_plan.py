@@ -61,6 +61,7 @@ def test_a_plan_counts_as_a_solve_does():
     assert plan.serial_seconds == plan.call + 1024 * plan.speeds.step
 
 
+@pytest.mark.slow
 def test_plans_of_other_runs_are_refused():
     plan = gritax.plan(small.loss, SGD, small.batches(), small.params(), 256)
     train = partial(gritax.train, small.loss, SGD, small.batches(), plan=plan)

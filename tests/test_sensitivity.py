@@ -56,6 +56,7 @@ def _logistic(w):
     return jnp.sum(w**2 / 2 - 3.9 * (w**2 / 2 - w**3 / 3))
 
 
+@pytest.mark.slow
 def test_chaos_is_told():
     """Two-fold growth at every step or so."""
     loss = lambda w, batch: _logistic(w) + 0 * jnp.sum(batch)

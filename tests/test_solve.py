@@ -90,6 +90,7 @@ def test_converges_to_the_serial_twin(dtype, method, num_steps, name):
     assert np.linalg.norm(solution.state - serial) <= (2e-5 if dtype == jnp.float64 else 1e-4) * distance
 
 
+@pytest.mark.slow
 @given(method=_methods(), num_steps=st.integers(2, 80))
 def test_finite_termination(method, num_steps):
     """After k iterations the front of exact steps has moved by (sweeps + 1) k intervals, whatever the coarse steps do."""
