@@ -172,7 +172,6 @@ def test_a_composite_loss_is_a_loss():
         gritax.CompositeLoss(small.network, 3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [pytest.param(64, marks=pytest.mark.long), 67])
 def test_losses_and_states_along_the_steps(num_steps):
     step = gritax.TrainStep(small.loss, optax.sgd(0.02, momentum=0.5), small.batches(), gritax.FrozenGradient(8))

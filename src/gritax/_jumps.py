@@ -1,4 +1,4 @@
-"""Whether a program may jump as its input changes: read off its operations, before anything is evaluated."""
+"""Jumps that a program may have as its input changes, read off its operations before anything is evaluated."""
 
 from collections.abc import Callable, Sequence
 from enum import IntEnum
@@ -116,7 +116,7 @@ def _after(each, given: list[_Kind]) -> list[_Kind]:
 
 
 def _either(kinds: Sequence[_Kind]) -> _Kind:
-    """Of a value that has one of these kinds, and one does not know which."""
+    """The kind of a value that has one of these, where it is not known which."""
     return _Kind.SMOOTH if set(kinds) == {_Kind.FIXED, _Kind.POSITIVE} else max(kinds)
 
 
@@ -143,7 +143,7 @@ _WITHIN = {"cond": _branched, "scan": _scanned, "while": _until}
 
 
 def _looped(body: ClosedJaxpr, given: list[_Kind], consts: int, carry: int) -> list[_Kind]:
-    """Until nothing more is found of what is carried."""
+    """The kinds of what a loop carries, followed until they change no more, and of what it stacks."""
     while True:
         found = _followed(body, given)
         carried = list(map(_either, zip(given[consts : consts + carry], found[:carry], strict=True)))
@@ -165,7 +165,7 @@ def _is_cut(each) -> bool:
 
 
 def _rounds(each, given: Sequence[_Kind]) -> bool:
-    """To fewer digits than what moves has."""
+    """True for a result of fewer digits than the operands that move."""
     digits = lambda x: float(jnp.finfo(x.aval.dtype).eps) if jnp.issubdtype(x.aval.dtype, jnp.inexact) else 0.0
     moving = [digits(x) for x, kind in zip(each.invars, given, strict=True) if kind != _Kind.FIXED]
     asked = str(each.params.get("precision", "")).upper()

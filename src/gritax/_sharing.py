@@ -56,8 +56,13 @@ def is_of_several_processes(mesh: Mesh | None) -> bool:
     return mesh is not None and mesh.is_multi_process
 
 
+def writes(mesh: Mesh | None) -> bool:
+    """True if this process writes what all of them know: of several the first one."""
+    return not is_of_several_processes(mesh) or jax.process_index() == 0
+
+
 def wait_for_all(mesh: Mesh | None) -> None:
-    """Until all processes of the mesh have come here."""
+    """Waits until all processes of the mesh have come here."""
     if is_of_several_processes(mesh):
         process_allgather(np.int64(0))
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import equinox as eqx
-import jax
 from jax.sharding import Mesh
 
 from .._cycle import Cost
@@ -16,7 +15,7 @@ from .._hierarchy import Hierarchy, Level
 from .._pace import Pace, facts as pace_facts, from_facts as pace_from
 from .._run import Run
 from .._sensitivity import Sensitivity
-from .._sharing import is_of_several_processes
+from .._sharing import writes
 from .._solution import WindowReport
 from ._arrays import from_arrays, to_arrays
 from ._directory import OWN, Checkpoint, Directory
@@ -63,7 +62,7 @@ class Keeper:
 
     def __init__(self, directory: Directory, resume: bool, mesh: Mesh | None = None):
         self.directory, self.resumes = directory, resume
-        self._writes = not is_of_several_processes(mesh) or jax.process_index() == 0
+        self._writes = writes(mesh)
         self._first: dict[str, Any] = {}
         self._held = ExitStack()
 

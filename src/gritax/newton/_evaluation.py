@@ -31,8 +31,8 @@ def evaluated(chain: Chain, shape: Shape, flight: Flight) -> tuple[Array, Array,
         g, v = jax.vmap(chain.evaluate)(part(x), part(steps))
         return put(gradients, g.astype(x.dtype), at, 0), put(values, v.astype(x.dtype), at, 0)
 
-    nothing, turns = (jnp.zeros_like(x), jnp.zeros(len(x), x.dtype)), (blocks - device + shape.devices - 1) // shape.devices
-    gradients, values = jax.lax.fori_loop(0, turns, one, nothing)
+    nothing, own = (jnp.zeros_like(x), jnp.zeros(len(x), x.dtype)), (blocks - device + shape.devices - 1) // shape.devices
+    gradients, values = jax.lax.fori_loop(0, own, one, nothing)
     if shape.devices > 1:
         gradients, values = jax.lax.psum((gradients, values), AXIS)
     at_points = jax.lax.dynamic_slice_in_dim(gradients, live, POINTS)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from .._layout import AXIS
+from .._sharing import count
 from ._chain import Chain
 from ._curvature import Curvature
 from ._response import Recurrence, members, recurrence
@@ -19,9 +19,9 @@ _BLOCK, _LARGEST, _NUMBERS = 32, 256, 2**12
 
 
 def block_of(size: int) -> int:
-    """Rows of so many numbers that are evaluated together: what is padded is less than one such block.
+    """How many rows of so many numbers are evaluated together, so that less than that is padded.
 
-    32 of them, and more of small ones, whose operations would take less time than to call them.
+    32, and up to 256 of small ones, whose operations would take less time than it takes to call them.
     """
     return max(_BLOCK, min(_LARGEST, _NUMBERS // size) // _BLOCK * _BLOCK)
 
@@ -50,7 +50,7 @@ class Shape:
 
     @property
     def devices(self) -> int:
-        return self.mesh.shape[AXIS] if self.mesh else 1
+        return count(self.mesh)
 
     @property
     def room(self) -> int:

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from .._evolution import Evolution
 from .._method import Task
-from .._sharing import is_of_several_processes, wait_for_all
+from .._sharing import wait_for_all, writes
 from ..checkpoint import (
     OWN,
     Checkpoint,
@@ -77,7 +77,7 @@ class Fronts:
 
     def __init__(self, directory: Directory, resume: bool, asked: dict[str, Any], task: Task, mesh: Mesh | None = None):
         self._mesh = mesh
-        self._writes = not is_of_several_processes(mesh) or jax.process_index() == 0
+        self._writes = writes(mesh)
         self._directory, self._resume, self._asked, self._task = directory, resume, asked, task
         self._what, self._first, self._held = f"the run in {directory.path}", dict[str, Any](), ExitStack()
         self._due = time.perf_counter() + _SECONDS

@@ -44,12 +44,14 @@ def solution_by(method: Newton, task: Task, options: Options) -> Solution:
     with keep or nullcontext():
         found = run(method, replace(task, evolution=evolution), options, keep)
     eps = float(jnp.finfo(_dtype(evolution, floating, clock)).eps)
-    serial, estimate = None, _estimated(found, tolerance, eps)
+    # What is evaluated with others is rounded otherwise than by itself, in every step.
+    error = found.error + eps * found.size * max(1.0, _WALK * math.sqrt(found.taken))
+    serial, estimate = None, _estimated(found, error, tolerance, eps)
     if found.finite and (method.verify or (method.verify is None and not estimate.settles)):
         serial = serial_twins(evolution, floating, clock, num_steps, evolution.split(found.state)[0])
     verdict = _verdict(found, estimate, tolerance, serial)
     params, sweeps = optional(phi, "params"), len(found.history)
-    residuals = np.append(found.history[:, 2], found.error)
+    residuals = np.append(found.history[:, 2], error)
     travelled = found.moved or math.inf
     return Solution(
         state=found.state,
@@ -89,13 +91,11 @@ class Estimate:
         return not self.doubt and self.error <= self.allowed and self.rounding <= self.allowed
 
 
-def _estimated(found: Run, tolerance: float | None, eps: float) -> Estimate:
+def _estimated(found: Run, error: float, tolerance: float | None, eps: float) -> Estimate:
     travelled = found.moved or math.inf
     allowed = max(DEFAULT_TOLERANCE, ROUNDINGS_TOLD * eps) if tolerance is None else tolerance / travelled
     share = lambda x: x / travelled if math.isfinite(x) else math.inf
-    # What is evaluated with others is rounded otherwise than by itself, in every step.
-    rounded = eps * found.size * max(1.0, _WALK * math.sqrt(found.taken))
-    return Estimate(share(found.error + rounded), share(found.growth * eps * found.size), allowed, found.doubt)
+    return Estimate(share(error), share(found.growth * eps * found.size), allowed, found.doubt)
 
 
 def _verdict(found: Run, estimate: Estimate, tolerance: float | None, serial: Serial | None) -> Verdict:

@@ -28,13 +28,14 @@ from ._sweep import swept
 
 # Sweeps a call: the host hears of progress after each, and nothing of what is between.
 _CALL = 32
-# A program for fewer steps in flight takes as long to compile, which small networks would wait for longer than for its sweeps.
+# A run begins with few places, for which a sweep is cheap; one of up to 4,096 parameters with more of them, since
+# it would take longer to compile a program for fewer than to sweep over places that are empty.
 _FIRST_WINDOW, _LARGER = 32, 4
 _CAPACITY, _OF_SMALL, _SMALL = 128, 512, 4096
 _MEMORY, _COPIES = 2**31, 8
-# A window that is not asked for is so short a part of a long run: there is little to gain from fewer windows.
+# The longest window, where none is asked for: 2,048 steps, or a sixteenth of a longer run.
 _WINDOWS, _LONG = 16, 2048
-# Directions that a model of few parameters has anyway; of many, half of them are as good as all.
+# The model has at most half as many directions as there are parameters, but these where there are few parameters.
 _FEW = 8
 _ROUNDINGS = 32.0  # of the parameters: no less can be asked for
 
@@ -77,7 +78,7 @@ def require_room(method: Newton, floating: PyTree[Array]) -> None:
 
 
 def _shape(method: Newton, options: Options, size: int, fit: int, num_steps: int) -> Shape:
-    """Of the programs of a run, without places yet. So many steps in flight `fit` into memory."""
+    """The shape of a run's programs, without places yet, for `size` parameters. `fit` steps in flight fit into memory."""
     most = method.window or min(fit, max(num_steps // _WINDOWS, _LONG))
     rank = min(method.rank, size, max(size // 2, _FEW))
     most = min(most, max(num_steps, 16))
@@ -93,10 +94,8 @@ def run(method: Newton, task: Task, options: Options, keep: Fronts | None) -> Ru
     members(chain)  # looks at the optimizer, which would take longer while a program is traced
     eps = float(jnp.finfo(chain.first.dtype).eps)
     aim = Aim(float(method.sweeps), max(DEFAULT_TOLERANCE, _ROUNDINGS * eps) if tolerance is None else 0.0, tolerance or 0.0)
-    given, anywhere = (
-        (evolution, floating, clock),
-        _shape(method, options, chain.first.size, most_in_flight(floating), num_steps),
-    )
+    given = evolution, floating, clock
+    anywhere = _shape(method, options, chain.first.size, most_in_flight(floating), num_steps)
     few = _OF_SMALL if chain.first.size <= _SMALL else _CAPACITY
 
     def begun(places: int) -> Reached:
