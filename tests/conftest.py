@@ -46,7 +46,10 @@ def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="every case, and not only some of those that are marked slow")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin that reads the option
 def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        config.option.cacheclear = False  # once is enough: a second worker would clear what the first one writes already
     examples = 15 if config.getoption("all") else 5
     settings.register_profile(
         "drawn", max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)

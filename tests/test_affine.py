@@ -53,7 +53,7 @@ def _low_rank(dtype):
     return gritax.AffineStep(gritax.LowRank(-rate / _EXAMPLES * x[:3].T, x[:3].T), jnp.ones(_SIZE, dtype))
 
 
-@pytest.mark.slow(3)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("make", [_dense, _diagonal, _rotating, _minibatches, _low_rank])
 def test_the_guess_is_the_solution(make, dtype):
@@ -74,6 +74,7 @@ def test_other_factors_are_exact_as_well(make):
     assert solution.iterations <= 1
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("stride", [1, 4, 12, 16])
 def test_a_coarse_step_is_so_many_training_steps(stride):
     step, w = _minibatches("float64"), jnp.ones(_SIZE)
@@ -98,7 +99,7 @@ def test_gradients_by_the_matrix():
     np.testing.assert_allclose(found, jax.grad(final)(matrix, loop), rtol=1e-8)
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [256, 1000, 1003])
 def test_gradients_where_steps_differ(num_steps):
     """An adjoint counts its coarse steps from the last C-point: exact ones leave it nothing to iterate."""

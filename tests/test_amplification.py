@@ -83,6 +83,7 @@ def test_the_figure_is_that_of_the_evolution(method):
     assert gritax.solve(decays, jnp.ones(2), 500, method).amplification <= 1
 
 
+@pytest.mark.slow
 def test_the_figure_is_the_same_on_several_devices():
     phi = lambda u, start, stride: u + 0.002 * stride * u / (1 + 0.01 * u**2)
     alone = gritax.solve(phi, jnp.array([0.1, 1.0]), 600)

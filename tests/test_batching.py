@@ -14,7 +14,7 @@ import gritax
 KINDS = ("threefry2x32", "rbg", "unsafe_rbg")
 
 
-@pytest.mark.slow(3)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("remainder", ["drop", "fill"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_examples_of_a_step_do_not_depend_on_the_table_or_on_other_steps(kind, remainder):
@@ -52,6 +52,7 @@ def drawn_batch():
     return gritax.TrainStep(lambda w, x: jnp.sum((w - x) ** 2), optax.sgd(0.1), noisy)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
 def test_keys_that_draw_other_numbers_for_many_steps_at_once_are_refused_with_the_cure(kind):
     step = dropout_step(kind)

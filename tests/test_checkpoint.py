@@ -52,7 +52,7 @@ def _assert_same(found, wanted):
     assert found.depth_on(8) == wanted.depth_on(8)
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "dtype"), [*_FAST, *(pytest.param(*each, marks=pytest.mark.long) for each in _SLOW)])
 def test_windows_interrupted_at_their_beginnings_and_midway_end_as_if_they_had_not_been(optimizer, dtype, tmp_path):
     how = {"num_steps": 1600, "goal": "depth", "coarse": gritax.FrozenGradient(), "window": 512}
@@ -163,6 +163,7 @@ def test_random_keys_and_every_dtype_survive(tmp_path):
     assert jax.random.uniform(found["keys"]["three"][1]) == jax.random.uniform(keys["three"][1])
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("optimizer", "other"),
     [

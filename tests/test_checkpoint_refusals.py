@@ -138,7 +138,7 @@ def _begun(optimizer, dtype="float64", batch=None, loss=small.loss):
     return validated(step, step.init(small.params(dtype=dtype)), 100)
 
 
-@pytest.mark.slow(3)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("dtype", "more"), [("float32", 5e-4), ("float32", -1e-4), ("float64", 1e-5), ("float64", 1e-11)])
 @pytest.mark.parametrize("rule", [optax.sgd, lambda rate: optax.adam(rate)])
 def test_another_rate_is_another_run_to_the_precision_of_the_dtype(rule, dtype, more):
@@ -158,6 +158,7 @@ def test_other_data_and_another_loss_are_another_run():
     assert difference(before, *_begun(optax.sgd(0.01, momentum=0.9)))[0] == "update"
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("dtype", "within"), [("float32",) * 2, ("float64",) * 2, ("float32", "bfloat16")])
 def test_what_another_compiler_rounds_otherwise_is_the_same_run(dtype, within, caplog):
     """The same sums in another order: of the examples of a batch, and of a matrix product."""

@@ -153,6 +153,7 @@ def test_plan(tmp_path):
     assert written["pays"] == (written["seconds"] < written["serial_seconds"]) and written["settings"]["steps"] == 2048
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("name", ["adder", "digits", "diabetes"])
 def test_train_uses_the_optimizer_of_the_problem(name):
     def first_update(step, params):

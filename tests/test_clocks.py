@@ -18,6 +18,7 @@ def _state():
     return {"w": jnp.ones(2), "count": jnp.asarray(5, jnp.int32), "on": jnp.asarray(True)}
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("num_steps", [40, 43])
 def test_counters_equal_those_of_serial_training(num_steps):
     solution = gritax.solve(_phi, _state(), num_steps, tolerance=1e-11)
@@ -26,6 +27,7 @@ def test_counters_equal_those_of_serial_training(num_steps):
     np.testing.assert_allclose(solution.state["w"], serial["w"], rtol=1e-10)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("num_steps", [40, 43])
 def test_random_keys_are_split_step_by_step(num_steps):
     def phi(state, start, stride):
@@ -50,6 +52,7 @@ def test_a_clock_that_is_no_counter_is_marched():
     np.testing.assert_allclose(solution.state["w"], serial["w"], rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_the_counter_of_an_optax_schedule():
     schedule = optax.cosine_decay_schedule(0.05, 60)
     step = gritax.TrainStep(lambda w, x: 0.5 * jnp.sum((w - x) ** 2), optax.sgd(schedule), lambda step: jnp.ones(3))

@@ -46,6 +46,7 @@ def completion(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow(3)
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize(
     ("words", "expected"),

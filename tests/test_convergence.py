@@ -84,6 +84,7 @@ def test_a_residual_that_only_looks_smaller_is_no_hope():
     assert "raise max_iterations" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_training_step_beyond_its_own_limit_is_told_from_a_coarse_one():
     with pytest.raises(gritax.ConvergenceError, match=r"training step itself amplifies perturbations, 1\.9-fold"):
         gritax.solve(_descent(lambda stride: 0.29 * stride), jnp.ones(3), 4000)
@@ -111,6 +112,7 @@ def test_an_absolute_tolerance_is_on_residuals():
     assert solution.residuals[-1] <= 1e-9 < solution.residuals[-2]
 
 
+@pytest.mark.slow
 def test_relative_residuals_by_their_definition():
     phi = _descent(lambda stride: 0.001 * stride)
     method = gritax.Multigrid(4)

@@ -26,6 +26,7 @@ def _solve(num_steps, iterations, guess="zeros", phi=_phi, **method):
 # measures its result, m. On level 1: right-hand side 1, relaxation (sweeps + 1) m less the first step, which the right-hand
 # side knows, F-points on the way up m - 1 = 1. On level 2, the coarsest: right-hand side 1, those of its 4 steps that are not
 # known by relaxation, which makes sweeps + 1 intervals of a level right beyond the last C-point that was: 0 + 1, 0 + 2, 1 + 3.
+@pytest.mark.slow(2)
 @pytest.mark.parametrize(
     ("sweeps", "depth", "work"),
     [
@@ -125,6 +126,7 @@ def test_the_cost_that_phi_states_is_counted():
     assert solution.work == 3 * 20 + 7 * (5 + 4) + 3 * 20
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("early", "more"), [(8, 0), (12, 9 + 9), (16, 9 + 9 + 9)])
 def test_coarse_steps_where_the_solution_is_known_are_not_taken(early, more):
     """Sizes 64, 16, 4: relaxation solves two intervals of level 0, so the steps from points 0 and 1 of level 1 are never taken.

@@ -12,6 +12,7 @@ import gritax
 _KEY = jax.random.key(3)
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("tabulated", [False, True])
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(10, 4), (12, 4), (7, 7), (5, 3)])
 def test_dropping_visits_no_example_twice_in_an_epoch(num_examples, batch_size, tabulated):
@@ -36,6 +37,7 @@ def test_filling_visits_every_example_in_every_epoch(num_examples, batch_size, t
         assert sorted(epoch.tolist()) == list(range(num_examples))
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("remainder", ["drop", "fill"])
 @pytest.mark.parametrize("key", [_KEY, jax.random.PRNGKey(3), None])
 def test_the_table_gives_the_same_batches(remainder, key):

@@ -29,7 +29,7 @@ _METHODS = {
 }
 
 
-@pytest.mark.slow(2)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("method", "steps", "guess"),
     [
@@ -169,6 +169,7 @@ def test_within_the_mesh_all_works_as_without():
     assert small.relative_error(step, state, 301, trained) <= 1e-6
 
 
+@pytest.mark.slow
 def test_an_array_without_numbers():
     def phi(u, start, stride):
         return {"u": small.decay(u["u"], start, stride), "none": u["none"]}

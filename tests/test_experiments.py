@@ -56,6 +56,7 @@ def test_table_6_depends_on_the_seed():
     assert all(abs(row.iterations - row.published) <= 6 for row in other)
 
 
+@pytest.mark.slow
 def test_compare():
     comparison = experiments.compare(gritax.problems.xor(coarse=gritax.RescaledRate(max_factor=8.0)), 100)
     assert comparison.solution.converged

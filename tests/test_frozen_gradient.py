@@ -38,7 +38,7 @@ def _by_hand(step, state, start, stride, refresh):
     return params, opt_state
 
 
-@pytest.mark.slow(3)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("stride", "refresh", "chunk"), [(7, 3, 2), (8, math.inf, 3), (6, 6, 16)])
 @pytest.mark.parametrize("name", _OPTIMIZERS)
 def test_a_coarse_step_is_the_optimizer_on_gradients_at_frozen_parameters(name, stride, refresh, chunk):
@@ -101,6 +101,7 @@ def test_kappa_is_rate_times_curvature():
     assert kappa(optax.chain(optax.clip(100.0), optax.sgd(0.01)), w) == pytest.approx(0.03, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_refresh_follows_the_curvature():
     """The largest power of two with kappa at most 1.5."""
 

@@ -21,7 +21,7 @@ from gritax.differentiation._call import Call
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 
 
-@pytest.mark.slow(2)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("num_steps", [1, 5, 64, 1003])
 @pytest.mark.parametrize("method", [gritax.Multigrid(4), gritax.Multigrid((16,), relaxation=0)])
 def test_backwards(num_steps, method):
@@ -40,6 +40,7 @@ def test_forwards():
     assert_near(found[1], wanted[1], 1e-8)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("jacobian", [jax.jacrev, jax.jacfwd])
 def test_jacobians(jacobian):
     found, wanted = (jacobian(partial(end, run, num_steps=64), 1)(RATE, FORCING, U) for run in (parallel, serial))
@@ -192,6 +193,7 @@ def test_numbers_of_python():
     assert_near(found, wanted)
 
 
+@pytest.mark.slow
 def test_solves_are_forgotten_with_their_derivatives():
     u = jnp.ones(1000)
     for _ in range(3):
@@ -200,6 +202,7 @@ def test_solves_are_forgotten_with_their_derivatives():
     assert sum(isinstance(each, Call) for each in gc.get_objects()) == 0
 
 
+@pytest.mark.slow
 def test_forwards_where_there_is_no_way_back():
     def looped(u, start, stride):
         return u + stride * 0.01 * jax.lax.while_loop(lambda x: x > 1, lambda x: x / 2, u)

@@ -23,6 +23,7 @@ _MARKED = [
 ]
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("case", _MARKED, ids=lambda case: case["id"])
 def test_history(case):
     phi, state, guess = problem(case)

@@ -139,7 +139,7 @@ def _flipped(file, where):
 
 
 # orbax ends its event loop at the first file that it cannot read; others that it reads may then find none.
-@pytest.mark.slow(4)
+@pytest.mark.slow(1)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("item", ["facts", "points"])
 @pytest.mark.parametrize("damage", [_cut, *(partial(_flipped, where=where) for where in (0.1, 0.3, 0.5, 0.7, 0.9))])
@@ -182,6 +182,7 @@ def test_of_another_solve(tmp_path):
         gritax.solve(phi, state, steps, method, checkpoint=tmp_path)
 
 
+@pytest.mark.slow
 def test_levels_that_phi_proposes_now(tmp_path):
     class Proposing:
         def __init__(self, factor):
@@ -255,6 +256,7 @@ def test_arrays_in_another_order_are_others():
     assert _iterates._sum([x, y]) != _iterates._sum([y, x])
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

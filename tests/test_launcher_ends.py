@@ -74,6 +74,7 @@ def test_other_signals_are_as_they_were():
     assert {number: signal.getsignal(number) for number in signal.Signals} == before
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGKILL, signal.SIGSEGV])
 def test_nothing_is_left_behind(launch, number):
     launcher = launch(_WAITING)

@@ -54,7 +54,7 @@ def test_a_key_is_folded_with_the_step(optimizer, key):
     np.testing.assert_allclose(after.params["w"], state.params["w"] + updates["w"], rtol=1e-12)
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [optax.sgd(0.005), optax.adam(1e-3)])
 def test_statistics_evolve_with_the_state(optimizer):
     with jax.numpy_dtype_promotion("standard"):
@@ -123,6 +123,7 @@ def test_flax_nnx_state():
         assert nnx.merge(graph, solution.params, rest)(small.data()[0]).shape == (40, 1)
 
 
+@pytest.mark.slow
 def test_what_is_not_trained_is_carried_along():
     params = {"w": jnp.ones((3, 1)), "offset": jnp.array([0.5]), "index": jnp.array([2, 0, 1]), "name": "linear", "on": True}
 

@@ -55,6 +55,7 @@ def test_a_frozen_leaf_of_few_digits_changes_nothing():
     assert error == same < 3e-6
 
 
+@pytest.mark.slow
 def test_a_stall_is_not_excused_by_a_helper_of_few_digits():
     def phi(state, start, stride):
         u, helper = state
@@ -67,6 +68,7 @@ def test_a_stall_is_not_excused_by_a_helper_of_few_digits():
     assert not solution.converged or error < 1e-6
 
 
+@pytest.mark.slow
 def test_corrections_of_a_leaf_of_few_digits_keep_theirs():
     """An average in bfloat16 that steers nothing: parameters converge as they do without it."""
 

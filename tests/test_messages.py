@@ -37,6 +37,7 @@ def _messages(program):
     return dict(Counter(re.findall(r" (all-to-all|all-gather|all-reduce|collective-permute)(?:-start)?\(", program.as_text())))
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("count", "steps", "groups"), [(4, 2700, [1, 1, 1, 4, 4, 4]), (8, 150, [1, 1, 2, 8])])
 def test_messages_of_an_iteration(count, steps, groups):
     """One state to the neighbour a sweep; gathered are a number for each C-point, and right-hand sides within larger groups."""

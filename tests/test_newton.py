@@ -44,7 +44,7 @@ def solved(optimizer, num_steps=300, method=None, dtype="float64", **options):
     return solution, relative_error(step, state, num_steps, solution)
 
 
-@pytest.mark.slow(2)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("name", [name if name in _EACH else pytest.param(name, marks=pytest.mark.long) for name in OPTIMIZERS])
 def test_the_weights_are_those_of_serial_training(name, mixed_dtypes):
     solution, error = solved(OPTIMIZERS[name])
@@ -63,6 +63,7 @@ def test_in_float32_too(name, mixed_dtypes):
     assert error < 1e-5
 
 
+@pytest.mark.slow
 def test_the_optimizers_state_and_the_losses_are_those_of_serial_training_too(mixed_dtypes):
     step = gritax.TrainStep(loss, OPTIMIZERS["adam"], batches())
     solution = gritax.solve(step, step.init(params()), 200, gritax.Newton())
@@ -78,6 +79,7 @@ def test_the_optimizers_state_and_the_losses_are_those_of_serial_training_too(mi
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_garbage_costs_evaluations_and_no_digits(monkeypatch):
     def garbage(model, changes, *_):
         v = jnp.sin(jnp.arange(model.directions.size, dtype=changes.dtype)).reshape(model.directions.shape)
@@ -97,6 +99,7 @@ def test_without_a_model_it_is_picard_iteration():
     assert model.depth < solution.depth < 200
 
 
+@pytest.mark.slow
 def test_the_counts_of_a_chain_that_picard_solves_at_once():
     """u <- u + c: the second sweep finds that the first was right; two tangents of the first's one final step are more."""
     solution = gritax.solve(lambda u, start, stride: u + 0.5 * stride, jnp.zeros(2), 16, gritax.Newton())
@@ -106,6 +109,7 @@ def test_the_counts_of_a_chain_that_picard_solves_at_once():
     assert (one.depth, one.work) == (1, 1)
 
 
+@pytest.mark.slow
 def test_any_evolution_near_the_identity():
     def decay(state, start, stride):
         u, count = state
@@ -119,6 +123,7 @@ def test_any_evolution_near_the_identity():
     assert solution.depth < 200
 
 
+@pytest.mark.slow
 def test_no_more_steps_are_in_flight_than_asked_for():
     seen = []
 
@@ -134,6 +139,7 @@ def test_no_more_steps_are_in_flight_than_asked_for():
     assert seen[-1][0] == 400
 
 
+@pytest.mark.slow
 def test_progress_says_how_far_the_front_is():
     out = io.StringIO()
     solved(optax.sgd(0.05), 100, progress=gritax.progress.Lines(Console(file=out, width=200)))
@@ -189,6 +195,7 @@ def test_a_tolerance_below_rounding_is_not_said_to_be_met():
     assert solution.converged == (apart <= 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the evolution amplifies")
 def test_an_optimizer_without_any_state():
     step = gritax.TrainStep(lambda w, i: 0.5 * jnp.sum((w - i.astype(w.dtype)) ** 2), optax.sign_sgd(1 / 64), lambda i: i)
@@ -204,6 +211,7 @@ def test_training_that_is_not_finite_names_the_step():
         gritax.solve(step, step.init(jnp.full(2, 3.0)), 100, gritax.Newton())
 
 
+@pytest.mark.slow
 def test_what_was_given_is_still_there_afterwards():
     step = gritax.TrainStep(loss, optax.sgd(0.05, momentum=0.9), batches())
     state = step.init(params())

@@ -50,6 +50,7 @@ def test_states_have_their_clocks_and_there_are_as_many_as_multigrid_gives():
     assert gritax.solve(phi, state, 21, gritax.Newton()).states is None
 
 
+@pytest.mark.slow
 def test_every_state_that_is_asked_for_is_a_step_one_after_the_other():
     step, state = _problem(optax.sgd(0.05))
     solution = gritax.solve(step, state, 20, gritax.Newton(), save_every=1)
@@ -57,6 +58,7 @@ def test_every_state_that_is_asked_for_is_a_step_one_after_the_other():
     np.testing.assert_allclose(solution.states.params["b"][-1], solution.params["b"])
 
 
+@pytest.mark.slow
 def test_states_that_training_has_not_reached_are_not_numbers():
     step = gritax.TrainStep(lambda w, x: jnp.sum((w - x) ** 4), optax.sgd(0.5), lambda step: jnp.ones(2))
     solution = gritax.solve(step, step.init(jnp.full(2, 3.0)), 100, gritax.Newton(), throw=False, save_every=1)

@@ -64,6 +64,7 @@ def test_they_are_those_of_serial_training(optimizer, reads, dtype):
     assert solution.depth < 150
 
 
+@pytest.mark.slow
 def test_they_follow_where_nothing_is_to_be_corrected():
     """The mean of the steps' numbers, which no parameter moves."""
     step = gritax.TrainStep(

@@ -88,6 +88,7 @@ def test_an_optimizer_that_is_modelled_by_a_rate_is_compared_with_serial_steps(m
     assert "from the final state of serial steps" in solution.reason
 
 
+@pytest.mark.slow
 def test_a_usual_run_is_not_compared_and_its_tangent_is_counted(mixed_dtypes):
     step = gritax.TrainStep(loss, optax.sgd(0.05), batches())
     state = step.init(params())
@@ -98,6 +99,7 @@ def test_a_usual_run_is_not_compared_and_its_tangent_is_counted(mixed_dtypes):
     assert (compared.depth, compared.work) == (solution.depth, solution.work)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("members", [1, 2])
 def test_what_runs_along_the_window_is_the_same_in_order_and_all_at_once(members, monkeypatch):
     draw = np.random.default_rng(members)

@@ -74,7 +74,7 @@ _NOT_BY_NUMBER = {
 }
 
 
-@pytest.mark.slow(2)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     "name", ["labels by shape", pytest.param("masked by shape", marks=pytest.mark.slow), "pruned", "noise"]
 )
@@ -102,7 +102,7 @@ def _step(optimizer, refresh=8, **options):
 _SLOW = {"adagrad", "lamb", "decayed", "cosine", "injected rate"}
 
 
-@pytest.mark.slow(2)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow) if x in _SLOW else x for x in _OPTIMIZERS])
 def test_parallel_training_equals_serial_training(name):
     step, state = _step(_OPTIMIZERS[name])
@@ -117,7 +117,7 @@ def test_parallel_training_equals_serial_training(name):
             np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-6), ("float32", 3e-5)])
 @pytest.mark.parametrize("name", ["momentum", "adam"])
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
@@ -140,6 +140,7 @@ def test_signs_of_gradients_end_with_serial_weights_and_a_warning():
     assert small.relative_error(step, state, 256, solution) <= 1e-6
 
 
+@pytest.mark.slow
 def test_nothing_diverges_to_a_negative_second_moment():
     """From a guess so poor that plain corrections of Adam's second moment make it negative, and its root nan."""
     step, state = _step(optax.adam(3e-3))
@@ -148,6 +149,7 @@ def test_nothing_diverges_to_a_negative_second_moment():
     assert small.relative_error(step, state, 256, solution) <= 1e-6
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize(
     ("optimizer", "expected"),
     [
@@ -174,7 +176,7 @@ def test_which_leaves_never_turn_negative(optimizer, expected):
     assert jax.tree.leaves(nonnegative(optimizer, jnp.ones(()))) == expected
 
 
-@pytest.mark.slow(4)
+@pytest.mark.slow(2)
 @pytest.mark.parametrize(
     ("optimizer", "sums", "lasting"),
     [
@@ -194,7 +196,7 @@ def test_linear_optimizers_need_one_or_two_sums_of_gradients(optimizer, sums, la
     assert (found.num_sums, memory(optimizer, small.params())) == (sums, lasting)
 
 
-@pytest.mark.slow(4)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 64, 1000])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
@@ -215,6 +217,7 @@ def test_steps_that_are_all_alike_are_those_of_the_loop(optimizer, dtype, num_st
         np.testing.assert_allclose(each, expected, rtol=tolerance, atol=tolerance * np.max(np.abs(expected)))
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -249,7 +252,7 @@ def _loop(optimizer, loss, params, takes_value, steps):
     return jax.jit(lambda: jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))[0][0])()
 
 
-@pytest.mark.slow(3)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("optimizer", "takes_value"),
     [

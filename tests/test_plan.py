@@ -77,6 +77,7 @@ def test_plans_of_other_runs_are_refused():
         train(small.params(), 256, coarse=gritax.FrozenGradient(2))
 
 
+@pytest.mark.slow
 def test_parameters_of_numpy_have_plans():
     params = jax.tree.map(np.asarray, small.params())
     plan = gritax.plan(small.loss, SGD, small.batches(), params, 128, coarse=gritax.FrozenGradient(8))

@@ -18,6 +18,7 @@ def _error(problem, num_steps, **options):
     return float(difference / optax.tree.norm(optax.tree.sub(serial, problem.state.params)))
 
 
+@pytest.mark.slow
 def test_poisson_by_finite_differences():
     """The loss from the network's values alone, by central differences of the second order."""
     problem = gritax.problems.poisson(num_points=5, dtype="float64")

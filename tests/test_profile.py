@@ -22,6 +22,7 @@ def _solve(steps=1003, method=None, **options):
     return gritax.solve(_decay, jnp.ones(3), steps, method, **options)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("steps", [3, 7, 1003, 2048])
 def test_a_profile_adds_up_to_the_residuals(steps):
     solution = _solve(steps, profile=True)
@@ -32,6 +33,7 @@ def test_a_profile_adds_up_to_the_residuals(steps):
     np.testing.assert_array_equal(profile.steps, factor * np.arange(1, steps // factor + 1))
 
 
+@pytest.mark.slow
 def test_a_long_run_has_the_largest_of_each_group():
     count, factor = 1537, 4  # groups of four C-points, the last one of a single point
     steps = count * factor + 3
@@ -82,6 +84,7 @@ def test_it_changes_nothing_and_waits_for_nothing(monkeypatch):
     assert more - transfers == plain.iterations + 1  # the rows, once the solve is over
 
 
+@pytest.mark.slow
 def test_after_a_restart_it_is_of_the_last_attempt(mixed_dtypes):
     # Flat at the start, a hundred times as stiff where training goes.
     loss = lambda w, batch: jnp.sum(0.5 * w**2 * (0.01 + jax.nn.sigmoid(20 * (0.5 - w))))
@@ -104,6 +107,7 @@ def test_a_resumed_solve_does_not_know_earlier_rows(tmp_path):
     assert resumed.depth_by_level == whole.depth_by_level
 
 
+@pytest.mark.slow
 def test_history_method_and_the_depth_of_levels():
     method = gritax.Multigrid(4, cycle="F")
     solution = _solve(method=method)

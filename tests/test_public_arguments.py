@@ -93,6 +93,7 @@ def test_weights_that_do_not_move():
     assert found.sentence.startswith("No step has moved the weights")
 
 
+@pytest.mark.slow
 def test_a_plan_of_one_step(mixed_dtypes):
     plan = gritax.plan(lambda w, x: 0.5 * jnp.sum((w - x) ** 2), optax.sgd(0.01), lambda step: jnp.ones(2), jnp.zeros(2), 1)
     assert plan.seconds > 0

@@ -75,6 +75,7 @@ def test_training_on_long_memory_in_parallel_along_both_axes(seed, optimizer):
     assert problem.loss(solution.params) < problem.loss(problem.state.params)
 
 
+@pytest.mark.slow
 def test_the_label_is_the_first_symbol():
     problem = gritax.problems.long_memory(10, symbols=3)
     x, y = problem.step.batch(jnp.int32(7))

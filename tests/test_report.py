@@ -127,6 +127,7 @@ def test_the_heat_map_has_every_cell_once():
     assert area == pytest.approx(width * 996 / 997 * rows * min(max(round(260 / rows, 1), 7), 24), rel=1e-2)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("steps", "options", "pictures"),
     [

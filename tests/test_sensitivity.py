@@ -97,6 +97,7 @@ def test_what_training_does_not_move_hides_nothing():
     assert error == 0 and "training amplifies errors" in trained.restarts[0]
 
 
+@pytest.mark.slow
 def test_a_tolerance_hides_nothing():
     trained, error = _for_fifty_steps(jnp.array([0.3, 0.4]), tolerance=1e-5)
     assert error == 0 and "training amplifies errors" in trained.restarts[0]
@@ -123,6 +124,7 @@ def test_what_is_not_trained_makes_no_alarm():
     assert trained.converged and {window.kind for window in trained.windows} == {"parallel"}
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_move_are_known():
     loss = lambda w, batch: 0.5 * jnp.sum((w - batch) ** 2)
     trained = gritax.train(loss, optax.sgd(1e-3), lambda step: jnp.ones(2), jnp.ones(2), 512, goal="depth")

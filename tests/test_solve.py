@@ -109,7 +109,7 @@ def test_finite_termination(method, num_steps):
     assert solution.residuals[-1] <= 1e-13
 
 
-@pytest.mark.slow(3)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("cycle", ["V", "F"])
 @pytest.mark.parametrize("sweeps", [0, 1, 2])
 def test_the_exact_solution_as_a_guess_has_no_residual(cycle, sweeps):

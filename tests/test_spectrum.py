@@ -37,7 +37,7 @@ def test_two_levels_have_the_factor_of_the_literature(sweeps):
     assert 0.8 * wanted.max() < found.factor <= 1.001 * wanted.max()
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cycle", "relaxation", "weight"),
     [
@@ -65,7 +65,7 @@ def test_no_cycle_leaves_more_of_the_largest_error(cycle, relaxation, weight):
     assert np.all(after <= bound * before + 1e-14)
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "levels", "cycle", "relaxation", "weight"),
     [
@@ -196,6 +196,7 @@ def test_a_coarse_step_that_amplifies_promises_nothing():
     assert found.factors[0, -1] > 1 and str(found).endswith(f"none, bound none\n{NO_FACTOR}")
 
 
+@pytest.mark.slow
 def test_an_overflow_of_stiff_modes_leaves_the_slow_ones_their_factors():
     """Played together, the recurrence of one may end in no number while another goes on."""
     method = gritax.Multigrid(16, max_levels=2)

@@ -58,7 +58,7 @@ def test_stages_follow_the_curvature_at_each_step():
     assert stages(64 * curvature.within(starts, 64)).tolist() == [2, 2, 2, 1, 1]
 
 
-@pytest.mark.slow(2)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("name", _OPTIMIZERS)
 def test_one_stage_is_the_frozen_gradient(name):
     step = gritax.TrainStep(small.loss, _OPTIMIZERS[name], small.batches(), gritax.Stabilized(0.05))
@@ -208,6 +208,7 @@ def test_directions_are_found_again_after_one_failure():
         coarse = along.finer()
 
 
+@pytest.mark.slow
 def test_a_guess_that_is_too_stiff_is_forgotten_after_the_first_iteration():
     """The curvature is 1 + 9 w^2: 10 in the guess, 1 at the initial state and where training is."""
     loss = lambda w, batch: 0.01 * jnp.sum(w**2 / 2 + 0.75 * w**4)
@@ -221,6 +222,7 @@ def test_a_guess_that_is_too_stiff_is_forgotten_after_the_first_iteration():
     np.testing.assert_allclose(after.largest_kappa, begun / 1.15, rtol=1e-3)  # without the margin of what is not yet known
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("optimizer", "first", "last", "longest"),
     [(optax.sgd(0.1), 4, 0, 4096), (optax.sgd(0.1, momentum=0.8), 28, 1, 7168), (optax.adam(1e-3), 8, 1, 512)],

@@ -162,6 +162,7 @@ def test_batch_normalisation_of_equinox():
         np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("where", ["params", "batch", "stats", "sparse batch"])
 def test_pytrees_without_equality(where):
     x, one, adam = jnp.ones(3), lambda step: jnp.ones(3), optax.adam(1e-3)

@@ -16,6 +16,7 @@ from gritax.coarse._stiffest import Stiffest, stiffest_directions
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_modes_taken_exactly_decay_as_the_exponential_does(count, dtype):
@@ -43,6 +44,7 @@ def _stacked(state):
     return jax.tree.map(lambda x: jnp.stack([x, x]), state)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_they_are_the_leading_eigenvectors(dtype):
     step, state, turned = _quadratic(optax.sgd(0.1), dtype, 3)
@@ -129,6 +131,7 @@ def test_directions_do_not_do_where_the_curvature_grows():
     np.testing.assert_allclose(jax.vmap(lambda s: known.within(s, 1024)[0])(jnp.asarray(starts)), kappa, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_between_two_states_the_curvature_goes_from_one_to_the_other():
     """As a power of the step: .1 at 64 and .00625 at 1,024 (each counted from 1) are .025 at 256, and stay .00625 later."""
     basis = np.broadcast_to(np.eye(4)[:, :1], (2, 4, 1))

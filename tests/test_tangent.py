@@ -66,7 +66,7 @@ _CASES = [
 ]
 
 
-@pytest.mark.slow(2)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("name", "criterion", "minibatches"), _CASES)
 def test_of_a_linear_network_it_is_the_training_steps(name, criterion, minibatches):
     """Parameters and optimizer state, from states with a velocity, several lanes at once."""
@@ -82,7 +82,7 @@ def test_of_a_linear_network_it_is_the_training_steps(name, criterion, minibatch
     assert small.distance(found, wanted) <= (1e-6 if name == "scheduled" else 1e-11)  # Optax's schedules are of float32
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("criterion", "minibatches"),
     [("least squares", True), ("cross-entropy", False), pytest.param("least squares", False, marks=_SLOW)],

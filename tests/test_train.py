@@ -279,6 +279,7 @@ def test_statistics_that_overflow_do_not_end_training():
     assert small.distance(trained.params, serial.params) == 0
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("num_steps", [1, 7, 700])
 def test_short_runs_are_not_measured_once_compiled_either(num_steps):
     for _ in range(2):
@@ -286,6 +287,7 @@ def test_short_runs_are_not_measured_once_compiled_either(num_steps):
         assert "too short to measure" in trained.reason
 
 
+@pytest.mark.slow
 def test_models_with_functions_in_them():
     """Equinox modules hold activations beside their arrays."""
     model = eqx.nn.MLP(3, 1, 4, 1, jnp.tanh, key=jax.random.key(0), dtype=jnp.float64)

@@ -98,6 +98,7 @@ def test_serialized_training_in_parallel_equals_serial_training(data, seed, dtyp
     assert np.linalg.norm(solution.params["w0"] - serial.params["w0"]) <= (5e-6 if dtype == "float64" else 1e-4) * travelled
 
 
+@pytest.mark.slow
 def test_two_applications_of_phi_as_a_coarse_step():
     """The "double Phi" of the paper's Solver 3: two steps of half the stride, at twice the cost."""
     problem = gritax.problems.xor(coarse=gritax.RescaledRate(max_factor=8.0))
@@ -151,6 +152,7 @@ def test_equals_a_hand_written_optax_loop():
     assert jax.tree.all(jax.tree.map(lambda x, y: jnp.allclose(x, y, rtol=1e-8), solution.params, wanted))
 
 
+@pytest.mark.slow
 def test_other_data_compile_nothing(compilations):
     loss = lambda w, x: 0.5 * jnp.sum((w - x) ** 2)
 
@@ -243,6 +245,7 @@ def test_averaging_labels_is_refused():
         gritax.solve(step, step.init(jnp.ones(3)), 40)
 
 
+@pytest.mark.slow
 def test_a_solution_keeps_one_copy_of_the_states_for_its_losses():
     step = gritax.TrainStep(lambda w, b: jnp.sum((w - b) ** 2), optax.sgd(0.01), lambda step: jnp.ones(7))
     solution = gritax.solve(step, step.init(jnp.zeros(7)), 84, gritax.Multigrid(4))
