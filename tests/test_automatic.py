@@ -43,7 +43,7 @@ _CASES = {
     [
         pytest.param("Tangent", "float32", marks=pytest.mark.long),
         ("Stabilized", "float64"),
-        pytest.param("FrozenGradient", "float64", marks=pytest.mark.slow),
+        pytest.param("FrozenGradient", "float64", marks=pytest.mark.long),
         pytest.param("Tangent", "float64", marks=pytest.mark.slow),
         pytest.param("Stabilized", "float32", marks=pytest.mark.long),
         pytest.param("FrozenGradient", "float32", marks=pytest.mark.long),

@@ -52,7 +52,7 @@ def test_every_option_reaches_the_solve(tmp_path):
     assert figures["command"].startswith("gritax solve xor --steps 130") and figures["versions"]["jax"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tangent_steps_choose_their_own_cycle(tmp_path):
     counts = {}
     for options in ((), ("--coarsening", "8", "--cycle", "V")):

@@ -114,6 +114,7 @@ def test_an_error_is_one_line(error, status, told, monkeypatch, capsys, tmp_path
     assert capsys.readouterr().err.strip() == told
 
 
+@pytest.mark.slow
 def test_who_reads_may_have_seen_enough():
     with subprocess.Popen(
         [sys.executable, "-m", "gritax", "solve", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -125,7 +126,7 @@ def test_who_reads_may_have_seen_enough():
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="pipes and signals")
-@pytest.mark.parametrize("written", [True, False])
+@pytest.mark.parametrize("written", [pytest.param(True, marks=pytest.mark.long), False])
 def test_whose_reader_has_gone_writes_its_files_all_the_same(tmp_path, written):
     file = tmp_path / "run.json"
     command = [sys.executable, "-m", "gritax", "solve", "xor", "--steps", "60", *["--json", str(file)] * written]
@@ -138,7 +139,7 @@ def test_whose_reader_has_gone_writes_its_files_all_the_same(tmp_path, written):
 
 
 @pytest.mark.slow(1)
-@pytest.mark.parametrize("arguments", [("solve", "xor", "--steps", "60", "--json", "-"), ("doctor", "--json")])
+@pytest.mark.parametrize("arguments", [("doctor", "--json"), ("solve", "xor", "--steps", "60", "--json", "-")])
 def test_json_on_standard_output_is_json_alone(arguments):
     environment = os.environ | {"FORCE_COLOR": "1"}
     done = subprocess.run([sys.executable, "-m", "gritax", *arguments], capture_output=True, text=True, env=environment)
@@ -193,7 +194,7 @@ def test_what_a_file_holds_is_left_until_there_is_better(tmp_path):
     assert file.read_text() == "old"
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--help",), ("solve", "xor", "--steps", "20")])
 def test_any_encoding_will_do(arguments):
     environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}

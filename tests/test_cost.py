@@ -103,6 +103,7 @@ def test_trailing_points_are_one_more_lane_of_the_same_depth():
     assert trailing.work - even.work == 3 * 4
 
 
+@pytest.mark.slow
 def test_the_depth_of_the_published_method():
     # XOR, m = 4, 7 levels, FCF, V: 2m + 5 (1 + 2m + m - 1) + 1 + 6 = 75 an iteration, but for the first step on each of the 5
     # levels between, and the first two on the coarsest.

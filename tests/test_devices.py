@@ -100,7 +100,7 @@ def _digits(dtype):
     [
         (_xor, "float64", 8),
         (_adder, "float64", 3),
-        (_digits, "float64", 4),
+        pytest.param(_digits, "float64", 4, marks=pytest.mark.long),
         *(
             pytest.param(make, dtype, count, marks=pytest.mark.long)
             for make, dtype, count in itertools.product((_xor, _adder, _digits), ("float64", "float32"), _COUNTS)
@@ -121,7 +121,7 @@ def test_training(make, dtype, count):
         np.testing.assert_array_max_ulp(np.array(together.residuals), np.array(alone.residuals), 0 if make is _xor else 4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_train_in_windows_and_go_on_with_other_devices(tmp_path):
     problem = (small.loss, optax.sgd(0.02), small.batches())
     train = partial(gritax.train, *problem, small.params(), 1500, goal="depth", window=512)

@@ -252,6 +252,7 @@ def test_another_next_step_is_another_run(tmp_path):
         _solver(optax.sgd(schedule(0.03)), num_steps=2000)(resume=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_directory_of_multigrid_is_refused(tmp_path):
     windows, iterates = tmp_path / "windows", tmp_path / "iterates"
     _trainer(method=None, num_steps=100)(checkpoint=windows)

@@ -81,6 +81,7 @@ def test_memory_is_bounded_by_the_chunk(name):
         assert peak(64) < peak(8) + 200 * 200 * 8
 
 
+@pytest.mark.slow
 def test_kappa_is_rate_times_curvature():
     """A quadratic with known curvatures; a heavy ball goes 1 / (1 - beta) times as far, Adam by the root of its moment."""
     curvatures = jnp.array([3.0, 1.0, 0.1])
@@ -122,6 +123,7 @@ def test_momentum_sets_the_first_factor():
     assert small.relative_error(step, step.init(small.params()), 512, solution) <= 1e-6
 
 
+@pytest.mark.slow
 def test_curvature_that_rises_on_the_way_starts_the_solve_again():
     """Flat at the start, a hundred times as stiff where training goes."""
     loss = lambda w, batch: jnp.sum(0.5 * w**2 * (0.01 + jax.nn.sigmoid(20 * (0.5 - w))))
@@ -133,6 +135,7 @@ def test_curvature_that_rises_on_the_way_starts_the_solve_again():
     assert "started again" in str(solution)
 
 
+@pytest.mark.slow
 def test_a_refresh_of_the_callers_is_kept_and_its_divergence_is_an_error():
     loss = lambda w, batch: 0.5 * jnp.sum(2 * w**2)
     step = gritax.TrainStep(loss, optax.sgd(0.4), lambda step: None, gritax.FrozenGradient(refresh=64))

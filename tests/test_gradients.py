@@ -33,6 +33,7 @@ def test_backwards(num_steps, method):
         assert_near(each, other, 1e-8)
 
 
+@pytest.mark.slow
 def test_forwards():
     directions = (jnp.array(1.0), FORCING, U[::-1])
     found, wanted = (jax.jvp(partial(end, run), (RATE, FORCING, U), directions) for run in (parallel, serial))
@@ -93,7 +94,7 @@ def _optimizer(name):
 @pytest.mark.parametrize(
     ("name", "coarse", "dtype"),
     [
-        ("momentum", None, "float32"),
+        pytest.param("momentum", None, "float32", marks=pytest.mark.long),
         ("adam", None, "float64"),
         pytest.param("sgd", None, "float64", marks=pytest.mark.long),
         pytest.param("momentum", None, "float64", marks=pytest.mark.long),

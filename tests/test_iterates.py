@@ -95,7 +95,7 @@ def _assert_same(found, whole):
         (_from_the_way_up, 0, 8, 1),
         (_xor, 3, 8, 2),
         pytest.param(_random, 0, 0, 1, marks=pytest.mark.long),
-        (_random, 2, 2, 2),
+        pytest.param(_random, 2, 2, 2, marks=pytest.mark.long),
         (_started_again, 0, 0, 2),
     ],
 )

@@ -118,7 +118,7 @@ def test_the_others_are_ended_where_they_do_not_notice(launch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_stopped_process_ends_the_run(launch, victim):
     launcher = launch(_SUM + _FOREVER, "--timeout", "5")
     processes = _running(launcher)
@@ -153,6 +153,7 @@ def test_sigterm_ends_a_process_that_has_joined(launch):
     assert _gone(processes)
 
 
+@pytest.mark.slow
 def test_what_processes_have_started_is_ended_with_them(launch):
     launcher = launch(
         "import subprocess\nchild = subprocess.Popen(['sleep', '1000'])\nprint('total', child.pid, flush=True)\nchild.wait()\n"
@@ -176,7 +177,7 @@ def test_a_process_that_ignores_sigterm_is_killed(launch):
     assert status == 128 + signal.SIGINT and soon and _gone(processes)
 
 
-@pytest.mark.slow(2)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("ends", "status"), [("", 0), ("sys.exit(7)", 7), ("sys.exit(5 if first else 0)", 5), ("sys.exit(0 if first else 6)", 6)]
 )

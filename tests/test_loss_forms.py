@@ -161,6 +161,7 @@ def test_an_optimizer_that_is_told_the_loss():
         _solved(step, step.init(small.params()))
 
 
+@pytest.mark.slow
 def test_a_composite_loss_is_a_loss():
     composite = gritax.CompositeLoss(
         lambda p, batch: small.network(p, batch[0]), lambda z, batch: jnp.mean((z - batch[1]) ** 2)
@@ -173,6 +174,7 @@ def test_a_composite_loss_is_a_loss():
         gritax.CompositeLoss(small.network, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [pytest.param(64, marks=pytest.mark.long), 67])
 def test_losses_and_states_along_the_steps(num_steps):
     step = gritax.TrainStep(small.loss, optax.sgd(0.02, momentum=0.5), small.batches(), gritax.FrozenGradient(8))

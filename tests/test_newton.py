@@ -146,6 +146,7 @@ def test_progress_says_how_far_the_front_is():
     assert "100 of 100 steps (100 percent)" in out.getvalue()
 
 
+@pytest.mark.slow
 def test_training_that_amplifies_is_not_said_to_have_converged():
     lorenz = lambda x, y, z: jnp.stack([10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z])
     solution = gritax.solve(
@@ -185,6 +186,7 @@ def test_without_verification_it_says_that_it_is_an_estimate():
     assert "not compared with serial steps" in solution.reason
 
 
+@pytest.mark.slow
 def test_a_tolerance_below_rounding_is_not_said_to_be_met():
     x = jax.random.normal(jax.random.key(0), (64, 4), "float32")
     y = x @ jnp.array([1.0, -2, 3, 0.5], "float32")

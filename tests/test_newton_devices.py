@@ -38,7 +38,7 @@ def require_same(solution, other):
     ("make", "dtype", "count"),
     [
         (_small, "float64", 4),
-        pytest.param(_digits, "float32", 3, marks=pytest.mark.slow),
+        pytest.param(_digits, "float32", 3, marks=pytest.mark.long),
         *(pytest.param(_small, dtype, count, marks=pytest.mark.long) for dtype in _DTYPES for count in (3, 8)),
         *(pytest.param(_digits, dtype, 8, marks=pytest.mark.long) for dtype in _DTYPES),
     ],

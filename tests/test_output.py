@@ -105,6 +105,7 @@ def test_options_that_do_not_fit_are_refused_in_a_line(arguments, told, capsys):
     assert error.startswith(f"gritax: {told}") and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_page_by_pipes_alone(run):
     (run.parent / "-").touch()  # which is meant by no -
     command = [sys.executable, "-m", "gritax", "report", "-", "--output", "-"]
@@ -158,6 +159,7 @@ def test_in_a_folder_that_takes_no_other_file_it_is_written_in_place(tmp_path, m
     assert file.read_text() == "new"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_comes_too_late_for_what_has_ended():
     """As a second one does, which comes while Python ends."""

@@ -84,6 +84,7 @@ def test_parameters_of_numpy_have_plans():
     assert gritax.train(small.loss, SGD, small.batches(), params, 128, plan=plan, coarse=gritax.FrozenGradient(8)).converged
 
 
+@pytest.mark.slow
 def test_windows_of_a_plan_fit_into_memory(monkeypatch):
     monkeypatch.setattr("gritax._window._MEMORY", 2**20)
     plan = gritax.plan(small.loss, SGD, small.batches(), small.params(), 4096, coarse=gritax.FrozenGradient(8))

@@ -14,7 +14,7 @@ from gritax._relaxation import relax_finest
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_windows_of_another_length_make_room_for_their_programs(monkeypatch):
     class CountPrograms(gritax.Progress):
         def iteration(self, iteration):

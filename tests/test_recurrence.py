@@ -64,10 +64,8 @@ def test_layers_are_those_of_the_serial_recurrence(layer, dtype, monkeypatch):
         np.testing.assert_allclose(each, other, rtol=0, atol=500 * jnp.finfo(dtype).eps * float(jnp.max(jnp.abs(other))))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("seed", "optimizer"), [(1, optax.sgd(0.5)), pytest.param(2, optax.adam(1e-2), marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("seed", "optimizer"), [(1, optax.sgd(0.5)), (2, optax.adam(1e-2))])
 def test_training_on_long_memory_in_parallel_along_both_axes(seed, optimizer):
     problem = gritax.problems.long_memory(24, optimizer, seed, size=4, dtype="float64")
     solution = gritax.solve(problem.step, problem.state, 200, gritax.Multigrid((8,)))  # two levels to compile

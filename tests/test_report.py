@@ -146,6 +146,7 @@ def test_pictures_are_left_out_where_there_is_nothing_to_see(steps, options, pic
     assert _Page(page(figures(solution))).headings == ["Figures", *pictures, "Levels"]
 
 
+@pytest.mark.slow
 def test_what_is_not_finite():
     grows = lambda u, start, stride: u * (1.0 if stride == 1 else 1e200)
     with np.errstate(all="ignore"):
@@ -162,6 +163,7 @@ def test_words_of_a_run_are_escaped(xor):
     assert any("<script>" in text for text in found.texts)
 
 
+@pytest.mark.slow
 def test_of_train(mixed_dtypes):
     problem = gritax.problems.xor()
     step = problem.step
@@ -212,6 +214,7 @@ def test_a_run_that_was_changed_is_refused_in_a_line(name, value, tmp_path, caps
     assert capsys.readouterr().err.startswith(f"gritax: {run}: not as gritax solve or gritax train wrote it")
 
 
+@pytest.mark.slow
 def test_a_run_that_fell_short_promises_no_speedup():
     solution = gritax.solve(_decay, jnp.ones(2), 600, gritax.Multigrid(2), max_iterations=1, throw=False, profile=True)
     html = page(figures(solution))

@@ -185,7 +185,7 @@ def _graded(phi, state, size, factor, num_levels):
     return jnp.stack([known[step] for step in range(factor, size + 1, factor)])
 
 
-@pytest.mark.slow(2)
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("size", "factor", "num_levels"), [(83, 3, 4), (70, 4, 2), (20, 4, 1)])
 def test_a_graded_guess_begins_in_short_strides(size, factor, num_levels):
     method = gritax.Multigrid(factor, max_levels=num_levels, min_coarse=2)
@@ -265,6 +265,7 @@ def test_all_is_compiled_before_the_first_iteration_and_once(compilations):
     assert len(compilations) == counts[0]
 
 
+@pytest.mark.slow
 def test_programs_of_earlier_phis_are_forgotten(monkeypatch):
     """A process that solves many problems must not run out of memory maps."""
     monkeypatch.setattr("gritax._kernel._MOST_RUNS", 2)

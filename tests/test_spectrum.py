@@ -159,6 +159,7 @@ def test_within_a_factor_of_two_of_the_measured_one(coarse, problem):
     assert predicted.hierarchy.sizes == solution.level_sizes
 
 
+@pytest.mark.slow
 def test_tangent_is_exact_where_theory_is():
     step, state = _quadratic(gritax.Tangent())
     assert gritax.spectrum(step, state, 256).factor < 1e-10

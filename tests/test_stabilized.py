@@ -110,7 +110,7 @@ def test_it_is_of_first_order(name, least):
     [
         ("sgd", "float64", 1e-6),
         ("sgd", "float32", 3e-5),
-        ("momentum", "float64", 1e-6),
+        pytest.param("momentum", "float64", 1e-6, marks=pytest.mark.long),
         ("adam", "float64", 1e-6),
         pytest.param("adamw", "float32", 3e-5, marks=pytest.mark.long),
         pytest.param("scheduled", "float64", 1e-6, marks=pytest.mark.long),

@@ -103,7 +103,7 @@ def test_without_room_for_the_jacobian_it_is_the_same(criterion, minibatches):
     assert [step.depth(16) for step in chosen] == [1, 2]
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("minibatches", [False, True])
 def test_a_linear_network_takes_one_iteration(minibatches):
     step, state = _training(_CRITERIA["least squares"], _LINEAR["momentum"], minibatches)
@@ -128,7 +128,11 @@ def test_half_squares_in_closed_form():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
-    [optax.sgd(0.01), pytest.param(optax.sgd(0.002, momentum=0.8), marks=_SLOW), pytest.param(optax.adamw(1e-3), marks=_SLOW)],
+    [
+        optax.sgd(0.01),
+        pytest.param(optax.sgd(0.002, momentum=0.8), marks=pytest.mark.long),
+        pytest.param(optax.adamw(1e-3), marks=pytest.mark.long),
+    ],
     ids=["sgd", "momentum", "adamw"],
 )
 def test_second_order_in_the_stride(optimizer):

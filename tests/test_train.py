@@ -41,7 +41,7 @@ def _train(num_steps, optimizer=SGD, *, seed=0, dtype="float64", goal="depth", l
         (SGD, "float64", 0),
         pytest.param(ADAM, "float64", 1, marks=pytest.mark.slow),
         pytest.param(MOMENTUM, "float64", 1, marks=pytest.mark.long),
-        (ADAM, "float32", 0),
+        pytest.param(ADAM, "float32", 0, marks=pytest.mark.long),
         pytest.param(SGD, "float32", 1, marks=pytest.mark.long),
     ],
     ids=["sgd", "adam", "momentum", "adam, float32", "sgd, float32"],
