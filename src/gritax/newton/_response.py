@@ -141,7 +141,9 @@ def recurrence(chain: Chain, num_steps: int) -> Recurrence:
     transfers = transfers.at[:, :, 0, 1:].divide(reach[None, :, None])
     weights = jnp.asarray([sizes[family] for family in families], dtype)
     weights = weights / jnp.sum(weights)
-    of_parameters = _with_statistics(jnp.repeat(reach, jnp.asarray(sizes), total_repeat_length=chain.size), size)
+    # `jnp.repeat` counts a table of as many rows as there are parameters, for which XLA compiles seconds for large networks.
+    each = [jnp.full(count, of_leaf) for of_leaf, count in zip(reach, sizes, strict=True)]
+    of_parameters = _with_statistics(jnp.concatenate(each), size)
     transfer, gain = jnp.einsum("f,nfij->nij", weights, transfers), jnp.einsum("f,nfi->ni", weights, gains)
     return Recurrence(transfer, gain, of_parameters, one * stride, kept)
 
