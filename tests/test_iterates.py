@@ -1,12 +1,10 @@
 """Iterates on disk: a solve that is taken up again, on these devices or on others, ends as if it had never been interrupted."""
 
-import json
-import logging
 import os
-import shutil
 import sys
 from functools import partial
 
+import interrupted_solves as runs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,33 +14,17 @@ import small_problems as small
 from jax.sharding import Mesh
 
 import gritax
-from gritax.checkpoint import _iterates
 
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    """orbax tells of each file that is damaged, beside gritax."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def _mesh(count):
     return Mesh(np.array(jax.devices()[:count]), ("time",)) if count else None
 
 
-def _decay(u, start, stride):
-    x = jnp.asarray(start, float) / 8
-    return {"u": u["u"] / (1 + stride / (jnp.array([100.0, 3.0, 50.0]) + x)), "nothing": u["nothing"]}
-
-
-def _plain():
-    return _decay, {"u": jnp.ones(3), "nothing": jnp.zeros((2, 0))}, 1003, gritax.Multigrid(4)
-
-
 def _from_the_way_up():
-    return _decay, {"u": jnp.ones(3), "nothing": jnp.zeros(0)}, 1003, gritax.Multigrid((4, 3), skip_first_down=True)
+    return runs.decay, {"u": jnp.ones(3), "nothing": jnp.zeros(0)}, 1003, gritax.Multigrid((4, 3), skip_first_down=True)
 
 
 def _xor():
@@ -68,30 +50,14 @@ def _started_again():
     return step, step.init(jnp.array([1.0])), 600, None
 
 
-def _interrupted(solve, directory, mesh, at):
-    with pytest.raises(KeyboardInterrupt):
-        solve(mesh=mesh, checkpoint=directory, progress=small.Interrupting(0, at))
-
-
-def _assert_same(found, whole):
-    for each, other in zip(jax.tree.leaves(found.state), jax.tree.leaves(whole.state), strict=True):
-        if jnp.issubdtype(each.dtype, jax.dtypes.prng_key):
-            each, other = jax.random.key_data(each), jax.random.key_data(other)
-        np.testing.assert_array_equal(each, other)
-    np.testing.assert_array_equal(found.residuals, whole.residuals)
-    np.testing.assert_array_equal(found.relaxed_residuals, whole.relaxed_residuals)
-    for name in ("level_sizes", "depth", "work", "exact_steps", "coarse_steps", "restarts", "converged", "reason"):
-        assert getattr(found, name) == getattr(whole, name)
-
-
 @pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("problem", "before", "after", "at"),
     [
-        (_plain, 0, 0, 2),
-        (_plain, 4, 4, 3),
-        (_plain, 4, 3, 1),
-        (_plain, 8, 0, 2),
+        (runs.plain, 0, 0, 2),
+        (runs.plain, 4, 4, 3),
+        (runs.plain, 4, 3, 1),
+        (runs.plain, 8, 0, 2),
         (_from_the_way_up, 0, 8, 1),
         (_xor, 3, 8, 2),
         pytest.param(_random, 0, 0, 1, marks=pytest.mark.long),
@@ -104,71 +70,34 @@ def test_as_if_never_interrupted(problem, before, after, at, tmp_path):
     solve = partial(gritax.solve, *arguments, method)
     whole = solve(mesh=_mesh(before))
     assert whole.iterations > at and bool(whole.restarts) == (problem is _started_again)
-    _interrupted(solve, tmp_path, _mesh(before), at)
-    _assert_same(solve(mesh=_mesh(after), resume=tmp_path), whole)
+    runs.interrupted(solve, tmp_path, _mesh(before), at)
+    runs.require_same(solve(mesh=_mesh(after), resume=tmp_path), whole)
 
 
 def test_interrupted_again_and_again(tmp_path):
-    *arguments, method = _plain()
+    *arguments, method = runs.plain()
     solve = partial(gritax.solve, *arguments, method)
     for at in (1, 2, 3, 4):
         with pytest.raises(KeyboardInterrupt):
             solve(checkpoint=tmp_path, resume=True, progress=small.Interrupting(0, at))
         assert len([each for each in tmp_path.iterdir() if each.is_dir()]) == min(at, 2)
-    _assert_same(solve(resume=tmp_path), solve())
+    runs.require_same(solve(resume=tmp_path), solve())
 
 
 def test_goes_on_to_another_tolerance_and_with_more_iterations(tmp_path):
-    *arguments, method = _plain()
+    *arguments, method = runs.plain()
     solve = partial(gritax.solve, *arguments, method)
     first = solve(checkpoint=tmp_path, max_iterations=3, throw=False)
     assert not first.converged and first.iterations == 3
     second = solve(resume=tmp_path, max_iterations=4, tolerance=0)
-    _assert_same(second, solve(max_iterations=4, tolerance=0))
-    _assert_same(solve(resume=tmp_path, tolerance=1e-12), solve(tolerance=1e-12))
-
-
-def _cut(file):
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def _flipped(file, where):
-    content = bytearray(file.read_bytes())
-    content[int(where * len(content))] ^= 1
-    file.write_bytes(content)
-
-
-# orbax ends its event loop at the first file that it cannot read; others that it reads may then find none.
-@pytest.mark.slow(1)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("item", ["facts", "points"])
-@pytest.mark.parametrize("damage", [_cut, *(partial(_flipped, where=where) for where in (0.1, 0.3, 0.5, 0.7, 0.9))])
-def test_a_damaged_iterate_is_found_out_and_the_one_before_is_used(item, damage, tmp_path, caplog):
-    *arguments, method = _plain()
-    solve = partial(gritax.solve, *arguments, method)
-    _interrupted(solve, tmp_path, None, 3)
-    newest = max(each for each in tmp_path.iterdir() if each.is_dir())
-    for file in (newest / item).rglob("*"):
-        if file.is_file() and file.stat().st_size > 1000:
-            damage(file)
-    _assert_same(solve(resume=tmp_path), solve())
-    assert f"{newest} is damaged; the iterate before it is used" in caplog.text
-
-
-def test_no_iterate_is_whole(tmp_path):
-    *arguments, method = _plain()
-    solve = partial(gritax.solve, *arguments, method)
-    _interrupted(solve, tmp_path, None, 2)
-    for each in tmp_path.glob("*/facts/metadata"):
-        _cut(each)
-    with pytest.raises(ValueError, match=r"resume: no iterate in .* is whole"):
-        solve(resume=tmp_path)
+    runs.require_same(second, solve(max_iterations=4, tolerance=0))
+    runs.require_same(solve(resume=tmp_path, tolerance=1e-12), solve(tolerance=1e-12))
 
 
 def test_of_another_solve(tmp_path):
-    phi, state, steps, method = _plain()
-    _interrupted(partial(gritax.solve, phi, state, steps, method), tmp_path, None, 2)
-    other = lambda u, start, stride: _decay(u, start, 2 * stride)
+    phi, state, steps, method = runs.plain()
+    runs.interrupted(partial(gritax.solve, phi, state, steps, method), tmp_path, None, 2)
+    other = lambda u, start, stride: runs.decay(u, start, 2 * stride)
     moved = state | {"u": 2 * state["u"]}
     for arguments, message in (
         ((phi, state, 1000, method), "has num_steps 1003, not 1000"),
@@ -194,7 +123,7 @@ def test_levels_that_phi_proposes_now(tmp_path):
         def method(self, num_steps):
             return gritax.Multigrid(self.factor)
 
-    _interrupted(partial(gritax.solve, Proposing(4), 1.0, 1000), tmp_path, None, 2)
+    runs.interrupted(partial(gritax.solve, Proposing(4), 1.0, 1000), tmp_path, None, 2)
     with pytest.raises(ValueError, match=r"has 251 C-points, phi asks for 126 now"):
         gritax.solve(Proposing(8), 1.0, 1000, resume=tmp_path)
 
@@ -220,72 +149,16 @@ def test_bad_arguments(options, message):
         gritax.solve(lambda u, start, stride: u / 2, 1.0, 10, **options)
 
 
-def _kept(tmp_path):
-    """Two iterates of a solve that was interrupted, the newest first, and the solve."""
-    *arguments, method = _plain()
-    solve = partial(gritax.solve, *arguments, method)
-    _interrupted(solve, tmp_path, None, 3)
-    return sorted((each for each in tmp_path.iterdir() if each.is_dir()), key=lambda each: -int(each.name)), solve
-
-
-def test_a_renamed_iterate_is_not_that_of_another_place(tmp_path, caplog):
-    (newest, before), solve = _kept(tmp_path)
-    moved = newest.rename(tmp_path / "7")
-    with pytest.raises(KeyboardInterrupt):
-        solve(resume=tmp_path, progress=small.Interrupting(0, 2))
-    assert f"{moved} is renamed, for it says that it is {newest.name}; the iterate before it is used" in caplog.text
-    before.rename(newest)
-    for each in tmp_path.iterdir():
-        if each.name not in (moved.name, newest.name):
-            shutil.rmtree(each)
-    with pytest.raises(ValueError, match=r"no iterate in .* is whole"):
-        solve(resume=tmp_path)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_pieces_of_two_iterates_are_none(tmp_path, caplog):
-    (newest, before), solve = _kept(tmp_path)
-    shutil.rmtree(newest / "points")
-    shutil.copytree(before / "points", newest / "points")
-    _assert_same(solve(resume=tmp_path), solve())
-    assert f"{newest} is damaged; the iterate before it is used" in caplog.text
-
-
-def test_arrays_in_another_order_are_others():
-    x, y = jnp.arange(4.0), jnp.ones(4)
-    assert _iterates._sum([x, y]) != _iterates._sum([y, x])
-
-
-@pytest.mark.slow(1)
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda found: found.pop("format"), "of format 1, written by another version of gritax"),
-        (lambda found: found["facts"].pop("front"), "without its 'front'"),
-        (lambda found: found["facts"].update(front="far"), "one whose 'front' cannot be 'far'"),
-    ],
-)
-def test_an_iterate_of_another_version_is_told(change, reason, tmp_path, caplog):
-    (newest, _), solve = _kept(tmp_path)
-    file = newest / "facts" / "metadata"
-    found = json.loads(file.read_text())
-    change(found)
-    found["digest"] = _iterates._digest(found["facts"])
-    file.write_text(json.dumps(found))
-    _assert_same(solve(resume=tmp_path), solve())
-    assert f"{newest} is {reason}" in caplog.text
-
-
 def test_a_step_that_is_another_after_those_that_are_exact_is_another_solve(tmp_path):
-    phi, state, steps, method = _plain()
-    _interrupted(partial(gritax.solve, phi, state, steps, method), tmp_path, None, 3)
+    phi, state, steps, method = runs.plain()
+    runs.interrupted(partial(gritax.solve, phi, state, steps, method), tmp_path, None, 3)
     later = lambda u, start, stride: phi(jax.tree.map(lambda x: x * jnp.where(start < 4, 1.0, 1 + 1e-9), u), start, stride)
     with pytest.raises(ValueError, match=r"was to go on after step 32 with an update of length .*: its loss, optimizer"):
         gritax.solve(later, state, steps, method, resume=tmp_path)
 
 
 def test_a_solve_is_the_only_writer_until_it_ends(tmp_path):
-    *arguments, method = _plain()
+    *arguments, method = runs.plain()
     solve = partial(gritax.solve, *arguments, method)
 
     class Second(gritax.Progress):
