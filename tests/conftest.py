@@ -5,6 +5,7 @@ processes, and the next run has them still.
 """
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -38,6 +39,9 @@ from processes import members
 _PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "d" / "programs"  # which --cache-clear empties
 jax.config.update("jax_compilation_cache_dir", str(_PROGRAMS))
 jax.config.update("jax_enable_x64", True)
+# Tracing makes millions of objects that live on, and the collector would look through them again and again.
+gc.freeze()
+gc.set_threshold(200_000, 20, 100)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -65,12 +69,15 @@ def pytest_report_header(config):
 
 @pytest.hookimpl(trylast=True)  # after -k and -m, so that the cases counted are those asked for
 def pytest_collection_modifyitems(config, items):
-    """Without `--all`, a test marked `slow(n)` runs its first `n` cases, and one marked `slow` none."""
+    """Without `--all`, a test marked `slow(n)` runs its first `n` cases, one marked `slow` none, docstrings eight examples."""
     if config.getoption("all"):
         return
     taken, left = Counter(), {True: [], False: []}
     for item in items:
         function = item.nodeid.partition("[")[0]
+        if isinstance(item, pytest.DoctestItem):
+            function = "examples of docstrings"
+            item.add_marker(pytest.mark.slow(8))
         runs = all(taken[function] < sum(mark.args) for mark in item.iter_markers("slow"))
         taken[function] += runs
         left[runs].append(item)
@@ -94,9 +101,11 @@ def compilations():
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_programs():
-    """Thousands of compiled programs in one process run out of memory maps, and XLA then crashes."""
+    """Thousands of compiled programs in one process run out of memory maps (Linux has 65,530), and XLA then crashes."""
     yield
-    jax.clear_caches()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or len(maps.read_bytes().splitlines()) > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def chaos(u, start, stride):
     return jax.lax.fori_loop(0, stride, lambda _, u: u + 0.002 * rounded_otherwise(*u), u)
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "num_steps"), [("float32", 12_000), ("float64", 24_000)])
 def test_a_chaotic_evolution_is_not_said_to_have_converged(dtype, num_steps):
     first = jnp.array([1, 1, 20], dtype)

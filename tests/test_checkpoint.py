@@ -72,6 +72,7 @@ def test_windows_interrupted_at_their_beginnings_and_midway_end_as_if_they_had_n
     _assert_ended(train, tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_steps_one_after_the_other_interrupted_end_as_if_they_had_not_been(tmp_path):
     whole = _training()()
     assert {each.kind for each in whole.windows} == {"serial"} and len(whole.windows) > 4
@@ -163,7 +164,7 @@ def test_random_keys_and_every_dtype_survive(tmp_path):
     assert jax.random.uniform(found["keys"]["three"][1]) == jax.random.uniform(keys["three"][1])
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "other"),
     [

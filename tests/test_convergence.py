@@ -70,6 +70,7 @@ def test_an_unstable_coarse_step_is_not_blamed_on_the_training_step(rate):
     assert solve(int(message.split("max_levels=")[1].split(",")[0])).converged
 
 
+@pytest.mark.slow
 def test_a_coarse_step_that_is_not_finite_is_named():
     with pytest.raises(gritax.ConvergenceError, match=r"level 1 \(stride 4\) grew: it is not finite"):
         gritax.solve(lambda u, start, stride: u * 0.99 if stride == 1 else u * jnp.nan, jnp.ones(2), 100)

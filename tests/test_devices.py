@@ -29,7 +29,7 @@ _METHODS = {
 }
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "steps", "guess"),
     [

@@ -148,6 +148,7 @@ def test_training_whose_steps_are_taken_one_by_one_in_the_end_goes_on_with_them(
         gritax.solve(step, step.init(first), 3000, gritax.Newton(), resume=tmp_path)
 
 
+@pytest.mark.slow
 def test_training_that_turned_not_finite_is_not_gone_on_with(tmp_path):
     step = gritax.TrainStep(lambda w, x: jnp.sum((w - x) ** 4), optax.sgd(0.5), lambda step: jnp.ones(2))
     solve = partial(gritax.solve, step, step.init(jnp.full(2, 3.0)), 100, gritax.Newton(), throw=False)

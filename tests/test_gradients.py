@@ -41,7 +41,7 @@ def test_forwards():
     assert_near(found[1], wanted[1], 1e-8)
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("jacobian", [jax.jacrev, jax.jacfwd])
 def test_jacobians(jacobian):
     found, wanted = (jacobian(partial(end, run, num_steps=64), 1)(RATE, FORCING, U) for run in (parallel, serial))

@@ -89,6 +89,7 @@ def test_key_and_statistics_together():
     _solved(step, step.init(small.params(), _stats()))
 
 
+@pytest.mark.slow
 def test_an_equinox_module_with_functions_in_it():
     model = eqx.nn.MLP(3, 1, 8, 1, activation=jax.nn.silu, key=jax.random.key(0))
 
@@ -154,6 +155,7 @@ def test_statistics_count_in_the_default_tolerance():
     np.testing.assert_allclose(solution.state.stats, gritax.solve_serial(step, state, 96).stats, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_is_told_the_loss():
     optimizer = optax.polyak_sgd(max_learning_rate=0.02)
     with jax.numpy_dtype_promotion("standard"):

@@ -26,6 +26,7 @@ def test_a_momentum_of_few_digits_ends_right_or_not_converged(narrow, method, mi
     assert error < 1e-5 if solution.converged else narrow in solution.reason, (error, solution)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the evolution amplifies", "ignore:Slow convergence")
 def test_a_stall_near_the_floor_of_the_parameters_is_none_while_they_still_move(mixed_dtypes):
     nesterov = optax.sgd(0.003, momentum=0.9, nesterov=True, accumulator_dtype="bfloat16")

@@ -180,6 +180,7 @@ def test_amplification_in_one_direction_of_four_is_not_overlooked(curvature, num
     assert solution.amplification > 1e3
 
 
+@pytest.mark.slow
 def test_without_verification_it_says_that_it_is_an_estimate():
     solution, error = solved(optax.sgd(0.05), 100, gritax.Newton(verify=False))
     assert error < 2e-6
@@ -261,6 +262,7 @@ def test_train_takes_it_as_a_method():
             gritax.train(loss, optax.sgd(0.05), batches(), params(), 300, **{"method": gritax.Newton()} | options)
 
 
+@pytest.mark.slow
 def test_training_that_amplifies_is_taken_one_step_after_the_other():
     """A saddle: w and v leave it at a rate that grows with the distance, and so do errors."""
     saddle = lambda w, x: -0.5 * jnp.sum(w**2) + 0.001 * jnp.sum(w**4)

@@ -21,6 +21,7 @@ def tangent_growth(step, state, num_steps, change=1e-7):
     return distance(after, of_twin) / distance(state.params, moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.long)])
 def test_a_direction_that_grows_alone_is_measured_though_no_correction_shows_it(dtype):
     """w0 grows by 1.02 a step from zero, and stays there: nothing but a change of it ever moves."""
@@ -63,6 +64,7 @@ def test_errors_along_one_slow_direction_are_added_up(seed, mixed_dtypes):
     assert error < solution.relative_residuals[-1]
 
 
+@pytest.mark.slow
 def test_gradients_that_jump_are_seen_and_the_estimate_is_not_taken_for_one(mixed_dtypes):
     def absolute(w, batch):
         x, y = batch

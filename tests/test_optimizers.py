@@ -130,6 +130,7 @@ def test_on_three_levels(name, seed, dtype, tolerance):
     assert small.relative_error(step, state, 301, solution) <= tolerance
 
 
+@pytest.mark.slow
 def test_signs_of_gradients_end_with_serial_weights_and_a_warning():
     """Lion's update jumps where the sign of its momentum does, which no coarse step follows: the end is finite termination."""
     step, state = _step(optax.lion(1e-2))

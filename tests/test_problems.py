@@ -52,6 +52,7 @@ def test_poisson_is_learned():
     assert problem.metrics(trained)["relative error"] < 0.2 < problem.metrics(problem.state.params)["relative error"]
 
 
+@pytest.mark.slow
 def test_poisson_in_minibatches():
     problem = gritax.problems.poisson(num_points=10, batch_size=5, dtype="float64")
     first, second, third = (np.asarray(problem.step.batch(step)[0]) for step in range(3))

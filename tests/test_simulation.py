@@ -43,6 +43,7 @@ def test_tasks_are_those_of_an_iteration(simulation, method, devices):
     assert simulated.seconds(devices) > 0
 
 
+@pytest.mark.slow
 def test_messages_cost_what_an_exchange_says(simulation):
     """On four devices with two levels: two sweeps, residual, norms, exactness front; norms, right-hand side, states to all."""
     method = gritax.Multigrid(4, max_levels=2)

@@ -106,7 +106,7 @@ def test_the_factor_of_a_mode_is_that_of_a_solve(steps, levels, cycle, relaxatio
     np.testing.assert_allclose(found.factors[0, -1], np.max(residuals[1:] / residuals[:-1]), rtol=0.02)
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "rate", "dtype"),
     [

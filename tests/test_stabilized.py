@@ -104,7 +104,7 @@ def test_it_is_of_first_order(name, least):
     assert error(1e-3) / error(5e-4) >= least
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"),
     [

@@ -119,7 +119,7 @@ def test_a_window_that_fails_is_not_passed_on():
     assert trained.depth <= 1.5 * 1200
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.3, 0.5])
 def test_at_the_limit_of_stability_the_bound_holds(rate):
     """Full batches, at a share of the rate at which quadratics of this curvature become unstable."""
@@ -156,6 +156,7 @@ class _Ran:
         return type("Window", (), {"verdict": verdict, "reports": [type("Each", (), {"number": iterations})()]})()
 
 
+@pytest.mark.slow
 def test_a_window_that_takes_longer_than_its_steps_is_given_up():
     def solve(step_seconds):
         evolution, floating, clock = validated(lambda u, start, stride: u / (1 + 0.01 * stride), 1.0, 1000)
