@@ -100,6 +100,7 @@ def parts(name, window):
         f.known,
         1,
         x[0],
+        chain.eps,
     )
     of("tangents", ride, flight, at_points, model, response, g, rows.x)
     extend = lambda last, g, x, m, r: _sweep.continued(last, jnp.arange(window), g, x, m, r, window - 1)

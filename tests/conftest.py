@@ -104,7 +104,7 @@ def _few_programs():
     """Thousands of compiled programs in one process run out of memory maps (Linux has 65,530), and XLA then crashes."""
     yield
     maps = Path("/proc/self/maps")
-    if not maps.exists() or len(maps.read_bytes().splitlines()) > 20_000:
+    if not maps.exists() or len(maps.read_bytes().splitlines()) > 8_000:
         jax.clear_caches()
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
+import numpy as np
 from jaxtyping import Array, PyTree, Scalar
 
 from .._clocks import tabulate as clocks_at
@@ -13,6 +13,26 @@ from .._evolution import Evolution
 from .._hierarchy import Level
 from .._optimizer import update
 from ..training import TrainState, TrainStep
+
+
+def flat(tree: PyTree[Array]) -> Array:
+    """All leaves as one vector, in the widest dtype of them."""
+    leaves = jax.tree.leaves(tree)
+    widest = max((leaf.dtype for leaf in leaves), key=lambda dtype: dtype.itemsize, default=jnp.dtype(float))
+    return jnp.concatenate([jnp.zeros(0, widest), *(leaf.ravel().astype(widest) for leaf in leaves)])
+
+
+def shaped(x: Array, like: PyTree[Array]) -> PyTree[Array]:
+    """The leaves that `flat` made one vector of, each rounded to its own dtype."""
+    leaves, structure = jax.tree.flatten(like)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    parts = [x[end - leaf.size : end].reshape(leaf.shape).astype(leaf.dtype) for leaf, end in zip(leaves, ends, strict=True)]
+    return structure.unflatten(parts)
+
+
+def coarsest_eps(tree: PyTree[Array]) -> float:
+    """The distance from 1 to the next number, in the narrowest dtype of the leaves."""
+    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(tree))
 
 
 class Training:
@@ -25,15 +45,15 @@ class Training:
     def __init__(self, step: TrainStep, state: TrainState):
         self.step = step
         self.params, self._frozen = step.split(state.params)
-        weights, self._weights = ravel_pytree(self.params)
-        stats, self._stats = ravel_pytree(state.stats)
-        self.size = weights.size
-        self.first = jnp.concatenate([weights, stats.astype(weights.dtype)]) if stats.size else weights
-        self.memory = state.opt_state
+        self.first, self.size = flat((self.params, state.stats)), sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        self.memory, self._stats, self.eps = state.opt_state, state.stats, coarsest_eps(self.params)
 
     def unflatten(self, x: Array) -> PyTree:
         """The trained parameters."""
-        return self._weights(x[: self.size])
+        return shaped(x[: self.size], self.params)
+
+    def _statistics(self, x: Array) -> PyTree:
+        return shaped(x[self.size :], self._stats)
 
     def kept(self) -> Array:
         """The share of each statistic that the first step keeps: its derivative by itself, if no other moves it."""
@@ -51,20 +71,22 @@ class Training:
 
     def evaluate(self, x: Array, start: Array) -> tuple[Array, Scalar]:
         """(gradient, loss) of the step `start` at `x`."""
-        params, stats = eqx.combine(self.unflatten(x), self._frozen), self._stats(x[self.size :])
+        params, stats = eqx.combine(self.unflatten(x), self._frozen), self._statistics(x)
         (value, after), gradient = self.step.gradient(params, stats, self.step.data(start), start)
-        flat = ravel_pytree(gradient)[0]
+        found = flat(gradient).astype(x.dtype)
         if x.size == self.size:
-            return flat, value
-        return jnp.concatenate([flat, x[self.size :] - ravel_pytree(after)[0].astype(x.dtype)]), value
+            return found, value
+        return jnp.concatenate([found, x[self.size :] - flat(after).astype(x.dtype)]), value
 
     def follow(self, x: Array, gradient: Array, value: Scalar, memory: PyTree, start: Array) -> tuple[Array, PyTree]:
         """(the state after the step, S after it), with an evaluation at `x`."""
         updates, memory = update(self.step.optimizer, self.unflatten(gradient), memory, self.unflatten(x), value)
-        return x + jnp.concatenate([ravel_pytree(updates)[0], -gradient[self.size :]]), memory
+        after = x + jnp.concatenate([flat(updates).astype(x.dtype), -gradient[self.size :]])
+        # Where leaves differ in their dtypes, serial training rounds the narrower ones after each step.
+        return (after if self.eps == jnp.finfo(x.dtype).eps else flat((self.unflatten(after), self._statistics(after)))), memory
 
     def state(self, x: Array, memory: PyTree) -> TrainState:
-        return TrainState(eqx.combine(self.unflatten(x), self._frozen), memory, self._stats(x[self.size :]))
+        return TrainState(eqx.combine(self.unflatten(x), self._frozen), memory, self._statistics(x))
 
 
 class Steps:
@@ -72,12 +94,16 @@ class Steps:
 
     def __init__(self, evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array]):
         self._evolution = evolution
-        self.first, self.unflatten = ravel_pytree(floating)
+        self.first, self._like, self.eps = flat(floating), floating, coarsest_eps(floating)
         self.memory, self.size = clock, self.first.size
+
+    def unflatten(self, x: Array) -> PyTree:
+        """The floating leaves of the state."""
+        return shaped(x, self._like)
 
     def evaluate(self, x: Array, start: Array) -> tuple[Array, Scalar]:
         after, _ = self._evolution.advance(self.unflatten(x), self._evolution.clock(start), start, 1)
-        return x - ravel_pytree(after)[0], jnp.zeros((), x.dtype)
+        return x - flat(after), jnp.zeros((), x.dtype)
 
     def follow(self, x: Array, gradient: Array, value: Scalar, memory: PyTree, start: Array) -> tuple[Array, PyTree]:
         return x - gradient, self._evolution.clock(start + 1)

@@ -40,9 +40,9 @@ class Curvature(NamedTuple):
         return _truncated(basis, to_basis @ (self.values[:, None] * to_basis.T), len(self.values))
 
 
-def usable(changes: Array, x: Array) -> Array:
+def usable(changes: Array, x: Array, eps: float) -> Array:
     """Marks changes of the state `x` that are so far above rounding that changes of their gradients mean something."""
-    least = _ROUNDINGS * float(jnp.finfo(x.dtype).eps) * jnp.linalg.norm(x)
+    least = _ROUNDINGS * eps * jnp.linalg.norm(x)
     return jnp.linalg.norm(changes, axis=1) > least
 
 

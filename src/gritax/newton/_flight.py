@@ -16,14 +16,16 @@ from ._tangents import Tangents
 
 
 _BLOCK, _LARGEST, _NUMBERS = 32, 256, 2**12
+_OF_LARGE, _LARGE = 8, 2**14
 
 
 def block_of(size: int) -> int:
     """How many rows of so many numbers are evaluated together, so that less than that is padded.
 
-    32, and up to 256 of small ones, whose operations would take less time than it takes to call them.
+    32; up to 256 of small ones, whose operations would take less time than it takes to call them; 8 of more than 16,384
+    numbers, of which few are in flight.
     """
-    return max(_BLOCK, min(_LARGEST, _NUMBERS // size) // _BLOCK * _BLOCK)
+    return _OF_LARGE if size > _LARGE else max(_BLOCK, min(_LARGEST, _NUMBERS // size) // _BLOCK * _BLOCK)
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ class Shape:
     mesh: Mesh | None = None
 
     def holding(self, places: int) -> "Shape":
-        """With as few blocks as hold so many places."""
-        return replace(self, capacity=-(-min(places, self.most) // self.block) * self.block)
+        """With as few blocks as hold so many places, 32 of them at least."""
+        unit = max(self.block, _BLOCK)
+        return replace(self, capacity=-(-min(places, self.most) // unit) * unit)
 
     @property
     def devices(self) -> int:

@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from .._optimizer import found_once
 from ..coarse._first_moment import first_moment, response
 from ..coarse._linear import LinearOptimizer, linear
 from ..training._second_moments import nonnegative
-from ._chain import Chain, Training
+from ._chain import Chain, Training, flat
 
 
 class Response(NamedTuple):
@@ -170,8 +169,8 @@ def response_of(
         return Response(jnp.sqrt(_with_statistics(_rates(chain, x, memory, gradient), x.size)), transfer, gain)
     second, params, diagonal = found[2], chain.unflatten(x), known.diagonal
     if later is not None:
-        flat = lambda memory: _bounded(ravel_pytree(response(chain.step.optimizer, second, memory, params))[0])
-        now, then = flat(later[0]), jax.vmap(flat)(later[1])
+        of = lambda memory: _bounded(flat(response(chain.step.optimizer, second, memory, params))).astype(x.dtype)
+        now, then = of(later[0]), jax.vmap(of)(later[1])
         along = jnp.concatenate([jnp.ones(1, x.dtype), (then @ now) / (now @ now)])
         diagonal = diagonal * _with_statistics(now, x.size)
         drift = jnp.interp(jnp.arange(count) * len(then) / count, jnp.arange(len(along)), along).astype(x.dtype)
@@ -205,7 +204,7 @@ def _rates(chain: Training, x: Array, memory: PyTree, gradient: Array) -> Array:
         length = jnp.linalg.norm(gradient.ravel())
         return jnp.full(gradient.shape, jnp.linalg.norm(moved.ravel()) / jnp.where(length > 0, length, 1))
 
-    found = ravel_pytree(jax.tree.map(rate, moved, chain.unflatten(gradient)))[0]
+    found = flat(jax.tree.map(rate, moved, chain.unflatten(gradient))).astype(x.dtype)
     return jnp.where(found > 0, found, jnp.maximum(jnp.mean(found), jnp.finfo(x.dtype).tiny))
 
 

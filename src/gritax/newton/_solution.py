@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -43,7 +42,7 @@ def solution_by(method: Newton, task: Task, options: Options) -> Solution:
     evolution = tabulated(evolution, floating, clock, num_steps)
     with keep or nullcontext():
         found = run(method, replace(task, evolution=evolution), options, keep)
-    eps = float(jnp.finfo(_dtype(evolution, floating, clock)).eps)
+    eps = chain_of(evolution, floating, clock).eps
     # What is evaluated with others is rounded otherwise than by itself, in every step.
     error = found.error + eps * found.size * max(1.0, _WALK * math.sqrt(found.taken))
     serial, estimate = None, _estimated(found, error, tolerance, eps)
@@ -130,17 +129,13 @@ def _verdict(found: Run, estimate: Estimate, tolerance: float | None, serial: Se
     )
 
 
-def _dtype(evolution: Evolution, floating: PyTree, clock: PyTree):
-    return chain_of(evolution, floating, clock).first.dtype
-
-
 def _require_corrected(evolution: Evolution, floating: PyTree, clock: PyTree) -> None:
     """Raises `ValueError` for a state that a correction of one flat vector would change in its precision, or forget."""
     state = evolution.merge(floating, clock)
     stats = jax.tree.leaves(state.stats) if isinstance(state, TrainState) else []
-    dtypes = sorted({str(leaf.dtype) for leaf in [*jax.tree.leaves(evolution.trained(floating)), *stats]})
-    if len(dtypes) > 1 or dtypes[0] not in ("float32", "float64"):
+    dtypes = {str(leaf.dtype) for leaf in [*jax.tree.leaves(evolution.trained(floating)), *stats]}
+    if others := sorted(dtypes - {"float32", "float64"}):
         raise ValueError(
-            f"method: gritax.Newton corrects leaves of one dtype, float32 or float64, and these are {', '.join(dtypes)}. Use "
-            "gritax.Multigrid, or one dtype."
+            f"method: gritax.Newton corrects leaves of float32 and float64, and some are {', '.join(others)}. Use "
+            "gritax.Multigrid, or other dtypes."
         )

@@ -93,7 +93,7 @@ def run(method: Newton, task: Task, options: Options, keep: Fronts | None) -> Ru
     make_room((jax.tree.structure(evolution), num_steps))
     chain = chain_of(evolution, floating, clock)
     members(chain)  # looks at the optimizer, which would take longer while a program is traced
-    eps = float(jnp.finfo(chain.first.dtype).eps)
+    eps = chain.eps
     aim = Aim(float(method.sweeps), max(DEFAULT_TOLERANCE, _ROUNDINGS * eps) if tolerance is None else 0.0, tolerance or 0.0)
     given = evolution, floating, clock
     anywhere = _shape(method, options, chain.first.size, most_in_flight(floating), num_steps)

@@ -46,7 +46,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     if drifts(chain):
         ratio = flight.units / response.units
         model, small = model.rescaled(ratio), rescaled(small, ratio)
-    told = live & (rows.age > 0) & usable(rows.x - rows.before, rows.x[0]) & jnp.all(jnp.isfinite(gradients), axis=1)
+    told = live & (rows.age > 0) & usable(rows.x - rows.before, rows.x[0], chain.eps) & jnp.all(jnp.isfinite(gradients), axis=1)
     told = jnp.concatenate([told, flight.tangents.told & jnp.all(jnp.isfinite(tangent_turns), axis=1)])
     changes = jnp.concatenate([known.of_trained(rows.x - rows.before) / response.units[None], flight.tangents.changes])
     changes = jnp.where(told[:, None], changes, 0)
@@ -60,7 +60,7 @@ def swept(chain: Chain, shape: Shape, aim: Aim, flight: Flight) -> Flight:
     model = Curvature(*(jnp.where(found.kept < _TRUSTED, 0, x) for x in model))
     memory = follow_some(chain, rows.x, gradients, values, front.memory, front.taken, found.accepted)
     block = rows.x, gradients, front.taken, found.accepted
-    tangents = departing(small, block, model, response, known, flight.tally.sweeps + 1, found.added)
+    tangents = departing(small, block, model, response, known, flight.tally.sweeps + 1, found.added, chain.eps)
     front = front._replace(taken=front.taken + found.accepted, memory=memory, travelled=found.travelled, rate=found.rate)
     window = _window(shape, aim, flight, found)
     recent = (live & (index < found.kept) & (index >= found.kept - jnp.maximum(_MEAN, found.kept // 2))).astype(new.dtype)

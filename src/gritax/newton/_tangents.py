@@ -6,6 +6,7 @@ with the next sweep, tell by how much the curvature differs from the model, and 
 that difference. A block of steps takes one evaluation for each `STRIDE / 2` of them, and no evaluation in sequence.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -109,8 +110,12 @@ def departing(
     known: Recurrence,
     sweep: Array,
     added: Array,
+    eps: float,
 ) -> Tangents:
-    """The next block: (states, gradients) of the window's rows, the step of the first of them, how many are accepted."""
+    """The next block: (states, gradients) of the window's rows, the step of the first of them, how many are accepted.
+
+    `eps` is the precision that states are rounded to.
+    """
     x, gradients, taken, accepted = block
     v, d = model.directions, response.units
     size = jnp.linalg.norm(d[None] * tangents[:, 0], axis=1)
@@ -140,7 +145,7 @@ def departing(
 
     # A moment may carry a tangent far beyond the length that it begins with.
     longest = jnp.maximum(jnp.max(jnp.linalg.norm(d[None, None] * guess, axis=2), axis=0), 1)
-    scale = jnp.sqrt(jnp.finfo(x.dtype).eps) * jnp.maximum(jnp.linalg.norm(x[0]), 1e-3) / longest
+    scale = math.sqrt(eps) * jnp.maximum(jnp.linalg.norm(x[0]), 1e-3) / longest
     scale = jnp.tile(scale, _POINTS)
     in_turn = lambda rows: rows.reshape(POINTS, *rows.shape[2:])
     twice = lambda rows: jnp.repeat(rows, TANGENTS, axis=0)
