@@ -67,11 +67,29 @@ def pytest_report_header(config):
     return None if config.getoption("all") else "some cases of each promise; pytest --all runs every case"
 
 
-@pytest.hookimpl(trylast=True)  # after -k and -m, so that the cases counted are those asked for
+@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config, items):
-    """Without `--all`, a test marked `slow(n)` runs its first `n` cases, one marked `slow` none, docstrings eight examples."""
-    if config.getoption("all"):
-        return
+    """Marks what is long before -m is looked at, and counts cases after it and -k, so that they are of those asked for."""
+    _mark_what_is_long(items)
+    result = yield
+    if not config.getoption("all"):
+        _leave_some_to_all(config, items)
+    return result
+
+
+def _mark_what_is_long(items):
+    """Of a test marked `first(n)`, all cases but the first `n` that are not long themselves."""
+    taken = Counter()
+    for item in items:
+        if (mark := item.get_closest_marker("first")) and not item.get_closest_marker("long"):
+            function = item.nodeid.partition("[")[0]
+            taken[function] += 1
+            if taken[function] > mark.args[0]:
+                item.add_marker(pytest.mark.long)
+
+
+def _leave_some_to_all(config, items):
+    """A test marked `slow(n)` runs its first `n` cases, one marked `slow` none, docstrings eight examples."""
     taken, left = Counter(), {True: [], False: []}
     for item in items:
         function = item.nodeid.partition("[")[0]

@@ -53,6 +53,7 @@ def _low_rank(dtype):
     return gritax.AffineStep(gritax.LowRank(-rate / _EXAMPLES * x[:3].T, x[:3].T), jnp.ones(_SIZE, dtype))
 
 
+@pytest.mark.first(4)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("make", [_dense, _diagonal, _rotating, _minibatches, _low_rank])
@@ -99,6 +100,7 @@ def test_gradients_by_the_matrix():
     np.testing.assert_allclose(found, jax.grad(final)(matrix, loop), rtol=1e-8)
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [256, 1000, 1003])
 def test_gradients_where_steps_differ(num_steps):

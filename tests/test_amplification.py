@@ -92,6 +92,7 @@ def test_the_figure_is_the_same_on_several_devices():
     assert alone.amplification > 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_training_that_amplifies_is_not_said_to_have_converged():
     """Attention of one head with Adam, at a rate at which training is chaotic."""

@@ -37,6 +37,7 @@ _CASES = {
 }
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("wanted", "dtype"),
@@ -77,6 +78,7 @@ def test_why_not_tangent():
     assert "not Tangent" not in reason(full_batch=True)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_words_make_no_other_program(compilations):
     step, state = _step(full_batch=True)

@@ -14,6 +14,7 @@ import gritax
 KINDS = ("threefry2x32", "rbg", "unsafe_rbg")
 
 
+@pytest.mark.first(2)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("remainder", ["drop", "fill"])
 @pytest.mark.parametrize("kind", KINDS)

@@ -52,6 +52,7 @@ def _assert_same(found, wanted):
     assert found.depth_on(8) == wanted.depth_on(8)
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "dtype"), [*_FAST, *(pytest.param(*each, marks=pytest.mark.long) for each in _SLOW)])
 def test_windows_interrupted_at_their_beginnings_and_midway_end_as_if_they_had_not_been(optimizer, dtype, tmp_path):

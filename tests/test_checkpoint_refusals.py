@@ -138,6 +138,7 @@ def _begun(optimizer, dtype="float64", batch=None, loss=small.loss):
     return validated(step, step.init(small.params(dtype=dtype)), 100)
 
 
+@pytest.mark.first(3)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize(("dtype", "more"), [("float32", 5e-4), ("float32", -1e-4), ("float64", 1e-5), ("float64", 1e-11)])
 @pytest.mark.parametrize("rule", [optax.sgd, lambda rate: optax.adam(rate)])

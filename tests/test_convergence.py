@@ -48,6 +48,7 @@ def test_a_stall_names_the_unstable_level_and_the_cure_works():
     assert gritax.solve(phi, state, 1000, gritax.Multigrid(2, max_levels=2)).converged
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.05, 0.2])
 def test_an_unstable_coarse_step_is_not_blamed_on_the_training_step(rate):
@@ -228,6 +229,7 @@ def test_progress_sees_levels_iterations_and_the_end():
     assert seen[2].factor == solution.residuals[1] / solution.residuals[0]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_second_moment_of_zero_is_no_reason_to_blame_serial_training(mixed_dtypes):
     """As of pixels that are always off: a difference below zero would have no root."""

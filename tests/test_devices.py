@@ -29,6 +29,7 @@ _METHODS = {
 }
 
 
+@pytest.mark.first(3)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "steps", "guess"),
@@ -60,6 +61,7 @@ def test_methods(method, count):
     assert together.hierarchy == alone.hierarchy
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "steps", "count"), [("V", 150, 8), ("F, 2 sweeps", 103, 6), ("weighted, from the way up", 103, 6)]
@@ -93,6 +95,7 @@ def _digits(dtype):
     return problem, 263, gritax.Multigrid((8, 4))
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.usefixtures("mixed_dtypes")
 @pytest.mark.parametrize(

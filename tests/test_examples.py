@@ -28,6 +28,7 @@ def _numbers(pattern, text):
     return [tuple(map(float, each)) if isinstance(each, tuple) else float(each) for each in re.findall(pattern, text)]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_weight_decay(printed):
     found = printed("weight_decay.py", "--steps", "300", "--updates", "2")

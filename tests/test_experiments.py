@@ -27,6 +27,7 @@ def test_equation_16():
             )
 
 
+@pytest.mark.first(1)
 # The paper does not state the seed of its tables, so counts agree within 3, and within 6 in Table 6.
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, *(pytest.param(number, marks=pytest.mark.long) for number in (6, 7))])
@@ -83,6 +84,7 @@ def test_tables_need_float64():
         next(experiments.run_table(1))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_adder_takes_as_many_iterations_as_in_the_reproduction():
     """Montag and Formaggia (2020) count 11 and 13 for Table 13, where the paper prints 4 and 4; so do we, within 1."""
@@ -99,6 +101,7 @@ def test_tables_of_the_adder(number):
     assert all(row.iterations for row in experiments.run_table(number, max_steps=first))
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_frozen_gradients_on_the_adder(seed):

@@ -38,6 +38,7 @@ def _by_hand(step, state, start, stride, refresh):
     return params, opt_state
 
 
+@pytest.mark.first(6)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize(("stride", "refresh", "chunk"), [(7, 3, 2), (8, math.inf, 3), (6, 6, 16)])
 @pytest.mark.parametrize("name", _OPTIMIZERS)

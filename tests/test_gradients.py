@@ -21,6 +21,7 @@ from gritax.differentiation._call import Call
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 
 
+@pytest.mark.first(3)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("num_steps", [1, 5, 64, 1003])
 @pytest.mark.parametrize("method", [gritax.Multigrid(4), gritax.Multigrid((16,), relaxation=0)])
@@ -48,6 +49,7 @@ def test_jacobians(jacobian):
     assert_near(found, wanted, 1e-8)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_mapped_and_both():
     rates, us = RATE * jnp.array([0.5, 1.0, 2.0]), jnp.stack([U, 2 * U, U**2])
@@ -90,6 +92,7 @@ def _optimizer(name):
     }[name]
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "coarse", "dtype"),
@@ -160,6 +163,7 @@ class _Again(Two):
         return Two(self.a, self.a)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_array_that_phi_has_twice():
     x, u = jnp.array(0.7), jnp.array(2.0)

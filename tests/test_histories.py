@@ -23,6 +23,7 @@ _MARKED = [
 ]
 
 
+@pytest.mark.first(8)
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("case", _MARKED, ids=lambda case: case["id"])
 def test_history(case):

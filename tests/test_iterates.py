@@ -50,6 +50,7 @@ def _started_again():
     return step, step.init(jnp.array([1.0])), 600, None
 
 
+@pytest.mark.first(3)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("problem", "before", "after", "at"),

@@ -177,6 +177,7 @@ def test_a_process_that_ignores_sigterm_is_killed(launch):
     assert status == 128 + signal.SIGINT and soon and _gone(processes)
 
 
+@pytest.mark.first(2)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("ends", "status"), [("", 0), ("sys.exit(7)", 7), ("sys.exit(5 if first else 0)", 5), ("sys.exit(0 if first else 6)", 6)]
@@ -188,6 +189,7 @@ def test_exit_status(launch, ends, status):
     assert ("ended with status" in errors) == (status in (5, 6))
 
 
+@pytest.mark.first(3)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("arguments", "message"),

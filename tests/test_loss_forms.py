@@ -66,6 +66,7 @@ def test_statistics_evolve_with_the_state(optimizer):
     assert solution.state.stats["count"] == 256
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_coarse_step_carries_running_averages_exactly():
     """At frozen parameters the average of the batches' means, weighted as the steps weight them."""
@@ -213,6 +214,7 @@ def test_a_step_that_jumps_is_told_of():
     assert not solution.converged and "GELU" in solution.reason
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_numbers_of_a_model_stay_as_they_are():
     """A dropout rate is a Python float: a constant, no weight, though it stands among weights."""

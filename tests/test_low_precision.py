@@ -15,6 +15,7 @@ def solved_and_error(step, first, num_steps, method=None):
     return solution, distance(solution.params, serial) / distance(serial, first)
 
 
+@pytest.mark.first(2)
 @pytest.mark.slow(1)
 @pytest.mark.filterwarnings("ignore:the evolution amplifies")
 @pytest.mark.parametrize("narrow", ["bfloat16", "float16"])

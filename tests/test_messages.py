@@ -66,6 +66,7 @@ def test_messages_of_an_iteration(count, steps, groups):
             assert counts == expected.get(name, {}), name
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_minibatches_on_an_axis_of_their_own():
     """Devices of a row share the examples of a minibatch, those of a column the intervals."""
@@ -88,6 +89,7 @@ def test_minibatches_on_an_axis_of_their_own():
     )
 
 
+@pytest.mark.long
 def test_a_share_of_the_memory():
     def held(count):
         memory = _compiled(small.mesh(count), 65_536, only="relax_finest")[1]["relax_finest", 0].memory_analysis()

@@ -44,6 +44,7 @@ def solved(optimizer, num_steps=300, method=None, dtype="float64", **options):
     return solution, relative_error(step, state, num_steps, solution)
 
 
+@pytest.mark.first(3)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("name", [name if name in _EACH else pytest.param(name, marks=pytest.mark.long) for name in OPTIMIZERS])
 def test_the_weights_are_those_of_serial_training(name, mixed_dtypes):
@@ -55,6 +56,7 @@ def test_the_weights_are_those_of_serial_training(name, mixed_dtypes):
         assert solution.work < 12 * 300
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adam", "sgd"])
 def test_in_float32_too(name, mixed_dtypes):
@@ -157,6 +159,7 @@ def test_training_that_amplifies_is_not_said_to_have_converged():
     assert solution.amplification > 100
 
 
+@pytest.mark.first(2)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize(("curvature", "num_steps"), [(21.0, 170), (-1.0, 105)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -55,6 +55,7 @@ def test_weights_on_any_number_of_devices(make, dtype, count):
     assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(together.params))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_devices(tmp_path):
     class Interrupting(gritax.Progress):

@@ -53,6 +53,7 @@ def drawn(index):
 _FEW = 3, 11, 29
 
 
+@pytest.mark.first(0)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "index", [*_FEW, *(pytest.param(index, marks=pytest.mark.long) for index in range(40) if index not in _FEW)]

@@ -37,6 +37,7 @@ def problem(optimizer, reads, dtype="float64"):
     return step, step.init(weights, stats)
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("optimizer", "reads", "dtype"),

@@ -38,6 +38,7 @@ def test_a_direction_that_grows_alone_is_measured_though_no_correction_shows_it(
     assert 1 / 4 < solution.amplification / (1.02**400 / 2) < 4
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["heavy ball", "sgd", pytest.param("nesterov", marks=pytest.mark.long)])
 def test_amplification_is_that_of_serial_steps(name, mixed_dtypes):

@@ -102,6 +102,7 @@ def _step(optimizer, refresh=8, **options):
 _SLOW = {"adagrad", "lamb", "decayed", "cosine", "injected rate"}
 
 
+@pytest.mark.first(5)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow) if x in _SLOW else x for x in _OPTIMIZERS])
 def test_parallel_training_equals_serial_training(name):
@@ -117,6 +118,7 @@ def test_parallel_training_equals_serial_training(name):
             np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-6), ("float32", 3e-5)])
 @pytest.mark.parametrize("name", ["momentum", "adam"])
@@ -253,6 +255,7 @@ def _loop(optimizer, loss, params, takes_value, steps):
     return jax.jit(lambda: jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))[0][0])()
 
 
+@pytest.mark.first(3)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("optimizer", "takes_value"),

@@ -97,6 +97,7 @@ def test_what_is_taken_serially_has_no_plan():
         gritax.plan(small.loss, optax.apply_if_finite(SGD, 3), small.batches(), small.params(), 128)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_pilot_that_does_not_converge_says_so():
     plan = gritax.plan(small.loss, optax.sgd(1e5), small.batches(), small.params(), 128, coarse=gritax.FrozenGradient(8))

@@ -36,6 +36,7 @@ def test_poisson_by_finite_differences():
     np.testing.assert_allclose(problem.loss(params), np.mean((laplacian + force) ** 2) / 2, rtol=1e-6)
 
 
+@pytest.mark.first(0)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "seed", "bound"), [("float64", 1, 1e-6), pytest.param("float32", 2, 1e-3, marks=pytest.mark.long)]

@@ -57,6 +57,7 @@ def test_the_exact_states_have_no_residual():
         assert row[exact].max(initial=0) < 1e-14
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 1, 8])
 def test_on_a_mesh_it_is_the_same(count):

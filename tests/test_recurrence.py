@@ -31,6 +31,7 @@ def _sequence(length, dtype, seed=0):
     return gates, jax.random.normal(input_key, (length, 3), dtype)
 
 
+@pytest.mark.first(2)
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("length", [1, 2, 1000, pytest.param(100_003, marks=pytest.mark.long)])
@@ -50,6 +51,7 @@ def test_values_and_gradients_are_those_of_the_serial_recurrence(length, dtype):
         near(each / size, other / size)
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", [GILR, GILRLSTM])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

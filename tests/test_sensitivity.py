@@ -36,6 +36,7 @@ def test_what_training_amplifies_is_measured():
     assert sensitivity.growth == 15 and sensitivity.error == pytest.approx(5e-8 + 1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_weights_that_run_away_from_a_maximum_are_those_of_serial_training_or_not_converged():
     """A first window in parallel, and then a rate at which a small change grows by a twentieth a step."""
@@ -103,6 +104,7 @@ def test_a_tolerance_hides_nothing():
     assert error == 0 and "training amplifies errors" in trained.restarts[0]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_tolerance_of_the_callers_is_no_more_than_that():
     """Where errors are not amplified, residuals of the tolerance are what was asked for."""
@@ -114,6 +116,7 @@ def test_a_tolerance_of_the_callers_is_no_more_than_that():
     assert 0 < small.distance(trained.params, serial.params) <= 1e-3 * 1024**0.5
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_is_not_trained_makes_no_alarm():
     """In float32, whose rounding of a large leaf would be as far as the others travel."""

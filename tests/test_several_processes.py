@@ -78,6 +78,7 @@ if first:
 )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_weights_on_any_number_of_processes(launch, tmp_path):
     """Those of coarse steps with many stages to rounding, the others to the last bit; solves go on from iterates of others."""

@@ -18,6 +18,7 @@ def simulation():
     return partial(Simulation, _phi, jnp.ones(2), 256)
 
 
+@pytest.mark.first(3)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [gritax.Multigrid(4, max_levels=2), gritax.Multigrid((2, 4), cycle="F"), gritax.Multigrid(3, lanes=5)]

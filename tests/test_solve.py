@@ -77,6 +77,7 @@ def test_every_iterate_is_that_of_the_obvious_mgrit(method, num_steps, name):
     np.testing.assert_allclose(solution.state, obvious.u[0][-1], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32], ids=["float64", "float32"])
 @given(method=_methods(), num_steps=st.integers(1, 120), name=st.sampled_from(sorted(_EVOLUTIONS)))

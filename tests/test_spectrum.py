@@ -165,6 +165,7 @@ def test_tangent_is_exact_where_theory_is():
     assert gritax.spectrum(step, state, 256).factor < 1e-10
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_momentum_is_predicted_on_the_safe_side():
     step, state = _quadratic(gritax.Stabilized(), optax.sgd(0.02, momentum=0.9))
@@ -241,6 +242,7 @@ def test_on_minibatches_it_errs_on_the_safe_side(coarse, seed):
     assert measured < predicted.factor < 0.2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_stiffest_directions_are_predicted_as_they_are_taken():
     """A network whose spectrum is wide: without them the same stages would be unstable."""

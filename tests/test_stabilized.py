@@ -104,6 +104,7 @@ def test_it_is_of_first_order(name, least):
     assert error(1e-3) / error(5e-4) >= least
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"),
@@ -170,6 +171,7 @@ def test_refused(make, message):
         make()
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "at_guess", "after_one"),

@@ -59,6 +59,7 @@ def test_they_are_the_leading_eigenvectors(dtype):
     assert found.anywhere and not found.forgotten().anywhere
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",

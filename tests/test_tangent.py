@@ -66,6 +66,7 @@ _CASES = [
 ]
 
 
+@pytest.mark.first(8)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize(("name", "criterion", "minibatches"), _CASES)
 def test_of_a_linear_network_it_is_the_training_steps(name, criterion, minibatches):
@@ -125,6 +126,7 @@ def test_half_squares_in_closed_form():
     np.testing.assert_allclose(found, w + x.T @ (q @ (bracket * (q.T @ (y - x @ w)))), rtol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
@@ -156,6 +158,7 @@ def test_second_order_in_the_stride(optimizer):
     assert errors(batches, gritax.Tangent())[-1] < errors(batches, frozen)[-1]
 
 
+@pytest.mark.first(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "dtype", "seed"),
@@ -176,6 +179,7 @@ def test_converges_to_the_serial_weights(optimizer, dtype, seed):
     assert small.relative_error(step, state, 240, solution) <= (2e-6 if dtype == "float64" else 1e-4)
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("serialized", [False, pytest.param(True, marks=_SLOW)])
 def test_xor_in_ten_iterations(serialized):

@@ -84,6 +84,7 @@ def test_averaged_data_is_the_mean_of_the_batches_replaced():
     np.testing.assert_allclose(found, -0.1 * 4 * np.mean([4, 5, 6, 7]) * np.ones(2), rtol=1e-13)
 
 
+@pytest.mark.first(5)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("data", ["level", "injected", "averaged"])
 @pytest.mark.parametrize("seed", [1, 2])
