@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from _in_c import COMPILER, xor_loop
 from _measuring import seconds
 from _scan import fastest
 
@@ -132,6 +133,8 @@ def programs(case):
         return lambda: jax.tree.unflatten(structure, run())
 
     rivals = {"gritax": lambda: parallel, "scan": serial, AT_ONCE: many}
+    if case.make is _gradient_descent and platform == "cpu" and COMPILER and jax.config.jax_enable_x64:
+        rivals["C"] = lambda: xor_loop(problem.state.params, case.rate, case.steps)
     if platform != "cpu":
         rivals[BESIDE] = beside
     if importlib.util.find_spec("torch"):

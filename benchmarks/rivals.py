@@ -5,6 +5,7 @@
 
 - `gritax`: `gritax.solve` with the coarse steps named, compiled before.
 - `scan`: a jitted `lax.scan` of the same steps, the order of the examples known, unrolled as is fastest.
+- `C`: of XOR, the serial loop in C, one thread, at -O3 with the processor's own instructions; left out without `cc`.
 - `torch.compile`: the same steps in PyTorch, eight in one graph, on one thread or on all, as is faster; left out without torch.
 - `8 at once`: the scan of a `vmap` over eight initial weights; its seconds are an eighth, since eight runs are done.
 - `larger batch`: eight times the examples and the learning rate (Adam: its root), an eighth of the steps. Not the same weights.

@@ -9,6 +9,7 @@ import pytest
 import small_problems as small
 
 import gritax
+from gritax.newton import _flight, _solve
 
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
@@ -70,3 +71,20 @@ def test_a_run_goes_on_with_other_devices(tmp_path):
     resumed = solve(mesh=small.mesh(3), resume=tmp_path)
     require_same(resumed, whole)
     assert small.distance(resumed.states, whole.states) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [8, 1024])
+def test_weights_with_blocks_of_any_size(rows, monkeypatch):
+    monkeypatch.setattr(_solve, "block_of", lambda size: rows)
+    step = gritax.TrainStep(small.loss, optax.adam(1e-3), small.batches())
+    state = step.init(small.params())
+    solution = gritax.solve(step, state, 300, gritax.Newton())
+    assert solution.converged
+    assert small.relative_error(step, state, 300, solution) < 1e-6
+
+
+def test_on_a_gpu_blocks_are_as_large_as_memory_allows(monkeypatch):
+    assert [_flight.block_of(size) for size in (16, 3000, 2**15)] == [256, 32, 8]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert [_flight.block_of(size) for size in (16, 3000, 2**15, 2**20)] == [1024, 1024, 128, 32]

@@ -17,14 +17,18 @@ from ._tangents import Tangents
 
 _BLOCK, _LARGEST, _NUMBERS = 32, 256, 2**12
 _OF_LARGE, _LARGE = 8, 2**14
+_AT_ONCE, _MOST_NUMBERS = 1024, 2**22  # on a device that evaluates many rows in the time of one
 
 
 def block_of(size: int) -> int:
-    """How many rows of so many numbers are evaluated together, so that less than that is padded.
+    """How many rows of so many numbers are evaluated together, blocks one after the other.
 
-    32; up to 256 of small ones, whose operations would take less time than it takes to call them; 8 of more than 16,384
-    numbers, of which few are in flight.
+    On processors few, so that less than a block is padded: 32; up to 256 of small ones, whose operations would take less time
+    than it takes to call them; 8 of more than 16,384 numbers, of which few are in flight. Elsewhere 1,024, or as many as hold
+    4 million numbers: what is evaluated in sequence counts there, and not what is padded.
     """
+    if jax.default_backend() != "cpu":
+        return max(_BLOCK, min(_AT_ONCE, _MOST_NUMBERS // size) // _BLOCK * _BLOCK)
     return _OF_LARGE if size > _LARGE else max(_BLOCK, min(_LARGEST, _NUMBERS // size) // _BLOCK * _BLOCK)
 
 
