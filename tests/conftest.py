@@ -54,7 +54,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if hasattr(config, "workerinput"):
         config.option.cacheclear = False  # once is enough: a second worker would clear what the first one writes already
-    examples = 15 if config.getoption("all") else 5
+    examples = 8 if config.getoption("all") else 5
     settings.register_profile(
         "drawn", max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
     )

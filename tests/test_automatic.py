@@ -90,6 +90,7 @@ def test_words_make_no_other_program(compilations):
     assert first.coarse_steps != second.coarse_steps and "Tangent" in first.coarse_steps
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(("coarse", "num_steps"), [(gritax.FrozenGradient(16), 300), (gritax.Tangent(), 1030)], ids=str)
 def test_the_depth_it_expects_is_that_of_a_solve(coarse, num_steps):

@@ -48,6 +48,7 @@ def test_guesses(method, steps, guess):
     assert (together.depth, together.work) == (alone.depth, alone.work)
 
 
+@pytest.mark.first(3)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("method", _METHODS)
 @pytest.mark.parametrize("count", [3, *(pytest.param(count, marks=pytest.mark.long) for count in (1, 8))])

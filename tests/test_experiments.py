@@ -101,7 +101,7 @@ def test_tables_of_the_adder(number):
     assert all(row.iterations for row in experiments.run_table(number, max_steps=first))
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_frozen_gradients_on_the_adder(seed):

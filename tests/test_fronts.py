@@ -115,6 +115,7 @@ def test_what_follows_the_step_is_kept_as_well(tmp_path):
     _assert_same(_interrupted(solve, tmp_path, 2, 1), solve())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_training_that_is_interrupted_ends_as_if_it_had_not_been(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(_solve, "_CALL", 4)
@@ -243,6 +244,7 @@ def test_another_run_is_refused_and_what_differs_is_named(tmp_path):
         _trainer(optax.sgd(0.05), method=None)(resume=run)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_another_next_step_is_another_run(tmp_path):
     schedule = lambda last: lambda count: jnp.where(count < 1, 0.02, last)
@@ -266,6 +268,7 @@ def test_a_directory_of_multigrid_is_refused(tmp_path):
             call(resume=iterates)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_is_the_only_writer_until_it_ends(tmp_path):
     class Second(gritax.Progress):

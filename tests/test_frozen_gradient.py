@@ -116,6 +116,7 @@ def test_the_refresh_follows_the_curvature():
     assert refresh(0.1) == "FrozenGradient(refresh=4), chosen from the curvature"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_momentum_sets_the_first_factor():
     step = gritax.TrainStep(small.loss, optax.sgd(1e-4, momentum=0.9), small.batches())
@@ -157,6 +158,7 @@ def test_refused(make, message):
         make()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_guess_that_overflows_is_made_again_with_a_quarter():
     """Warm-up: at its start the curvature is small, and the refresh it asks for is far too long later."""

@@ -90,6 +90,7 @@ def test_maps_that_cannot_be(tmp_path):
         jax.vmap(partial(final, checkpoint=tmp_path))(jnp.ones(2))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_second_moment_of_zero_is_named():
     x = jnp.linspace(-1.0, 1.0, 8)

@@ -124,6 +124,7 @@ def test_training(name, coarse, dtype):
         assert_near(each, other, 1e-6 if dtype == "float64" else 2e-3)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_seeds_are_mapped():
     step = gritax.TrainStep(small.loss, optax.sgd(0.05), small.batches())
@@ -136,6 +137,7 @@ def test_seeds_are_mapped():
     assert_near(found, wanted)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_data_have_one_derivative_not_one_for_each_lane(monkeypatch):
     found, by_arrays = [], _linear._by_arrays

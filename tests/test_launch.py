@@ -209,6 +209,7 @@ def test_bad_arguments(arguments, message):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_command_of_gritax_prints_and_writes_once(tmp_path):
     file = tmp_path / "run.json"

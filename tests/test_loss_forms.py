@@ -39,6 +39,7 @@ def _solved(step, state, num_steps=256):
     return solution
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("optimizer", "key"), [(optax.sgd(0.02), jax.random.key(5)), (optax.adam(1e-3), jax.random.PRNGKey(5))]
@@ -54,6 +55,7 @@ def test_a_key_is_folded_with_the_step(optimizer, key):
     np.testing.assert_allclose(after.params["w"], state.params["w"] + updates["w"], rtol=1e-12)
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [optax.sgd(0.005), optax.adam(1e-3)])
 def test_statistics_evolve_with_the_state(optimizer):
@@ -177,6 +179,7 @@ def test_a_composite_loss_is_a_loss():
         gritax.CompositeLoss(small.network, 3)
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [pytest.param(64, marks=pytest.mark.long), 67])
 def test_losses_and_states_along_the_steps(num_steps):

@@ -65,6 +65,7 @@ def test_in_float32_too(name, mixed_dtypes):
     assert error < 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_optimizers_state_and_the_losses_are_those_of_serial_training_too(mixed_dtypes):
     step = gritax.TrainStep(loss, OPTIMIZERS["adam"], batches())
@@ -81,6 +82,7 @@ def test_the_optimizers_state_and_the_losses_are_those_of_serial_training_too(mi
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 def test_a_model_that_is_garbage_costs_evaluations_and_no_digits(monkeypatch):
     def garbage(model, changes, *_):
@@ -93,6 +95,7 @@ def test_a_model_that_is_garbage_costs_evaluations_and_no_digits(monkeypatch):
     assert solution.depth <= 60
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_without_a_model_it_is_picard_iteration():
     solution, error = solved(optax.sgd(0.05), 200, gritax.Newton(rank=0))

@@ -73,6 +73,7 @@ def test_a_run_goes_on_with_other_devices(tmp_path):
     assert small.distance(resumed.states, whole.states) == 0
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [8, 1024])
 def test_weights_with_blocks_of_any_size(rows, monkeypatch):

@@ -18,6 +18,7 @@ def _mixed():
     return params | {"w": params["w"].astype("float32"), "b": params["b"].astype("float32")}
 
 
+@pytest.mark.first(2)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("optimizer", "modelled"),

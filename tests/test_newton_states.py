@@ -38,6 +38,7 @@ def test_states_that_are_asked_for_are_those_of_serial_training(save_every):
     assert count <= solution.depth < 100
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_states_have_their_clocks_and_there_are_as_many_as_multigrid_gives():
     phi = lambda state, start, stride: {"u": state["u"] * 0.9**stride, "count": state["count"] + stride, "name": state["name"]}

@@ -54,6 +54,7 @@ def test_amplification_is_that_of_serial_steps(name, mixed_dtypes):
     assert 1 / 3 < solution.amplification / max(tangent_growth(step, state, 300), 1) < 3
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [2, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 3))])
 def test_errors_along_one_slow_direction_are_added_up(seed, mixed_dtypes):

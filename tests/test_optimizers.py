@@ -74,6 +74,7 @@ _NOT_BY_NUMBER = {
 }
 
 
+@pytest.mark.first(2)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize(
     "name", ["labels by shape", pytest.param("masked by shape", marks=pytest.mark.slow), "pruned", "noise"]

@@ -50,6 +50,7 @@ def test_speeds_between_those_measured():
     assert not gritax.planning.can_pay(speeds)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_plan_counts_as_a_solve_does():
     plan = gritax.plan(small.loss, SGD, small.batches(), small.params(), 1024, coarse=gritax.FrozenGradient(8))

@@ -46,6 +46,7 @@ def test_poisson_has_the_serial_weights(dtype, seed, bound):
     assert _error(problem, 200, tolerance=None if dtype == "float32" else 1e-9) <= bound
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_poisson_is_learned():
     problem = gritax.problems.poisson(widths=(16, 16), num_points=128)
@@ -66,6 +67,7 @@ def test_poisson_without_points():
         gritax.problems.poisson(num_points=0)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_digits_without_hidden_layers_is_logistic_regression():
     problem = gritax.problems.digits(optax.sgd(0.05), widths=(), dtype="float64")

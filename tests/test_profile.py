@@ -85,6 +85,7 @@ def test_it_changes_nothing_and_waits_for_nothing(monkeypatch):
     assert more - transfers == plain.iterations + 1  # the rows, once the solve is over
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_after_a_restart_it_is_of_the_last_attempt(mixed_dtypes):
     # Flat at the start, a hundred times as stiff where training goes.

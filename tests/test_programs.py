@@ -43,6 +43,7 @@ def test_windows_of_another_length_make_room_for_their_programs(monkeypatch):
     assert jax.tree.all(jax.tree.map(jnp.array_equal, found[1][1], found[16][1]))
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("goal", ["time", "depth"])
 def test_what_loss_and_batch_read_from_outside_may_change(goal):

@@ -51,7 +51,7 @@ def test_values_and_gradients_are_those_of_the_serial_recurrence(length, dtype):
         near(each / size, other / size)
 
 
-@pytest.mark.first(1)
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", [GILR, GILRLSTM])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -177,6 +177,7 @@ def test_what_is_no_run():
             page(other)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_command(tmp_path):
     solution = gritax.solve(_decay, jnp.ones(2), 100, profile=True)

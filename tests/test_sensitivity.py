@@ -57,6 +57,7 @@ def _logistic(w):
     return jnp.sum(w**2 / 2 - 3.9 * (w**2 / 2 - w**3 / 3))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_chaos_is_told():
     """Two-fold growth at every step or so."""
@@ -83,6 +84,7 @@ def _for_fifty_steps(params, loss=lambda w, batch: _logistic(w) + 0 * jnp.sum(ba
     return trained, small.distance(trained.params, serial) / small.distance(serial, params)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_training_does_not_move_hides_nothing():
     """Frozen parameters, unused ones, and a count among the statistics: each alone would drown the change."""

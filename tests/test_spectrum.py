@@ -65,6 +65,7 @@ def test_no_cycle_leaves_more_of_the_largest_error(cycle, relaxation, weight):
     assert np.all(after <= bound * before + 1e-14)
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "levels", "cycle", "relaxation", "weight"),
@@ -128,6 +129,7 @@ def test_kappa_is_the_rate_times_the_largest_curvature(optimizer, rate, dtype):
     assert found.steps[-1] == 1024 and len(found.steps) == len(found.kappas)
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("coarse", "problem"),

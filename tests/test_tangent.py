@@ -104,6 +104,7 @@ def test_without_room_for_the_jacobian_it_is_the_same(criterion, minibatches):
     assert [step.depth(16) for step in chosen] == [1, 2]
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("minibatches", [False, True])
 def test_a_linear_network_takes_one_iteration(minibatches):
@@ -255,6 +256,7 @@ def test_lapack_under_vmap():
     np.testing.assert_allclose(twice(_lapack.solve_unit_lower)(unit, b), np.linalg.solve(unit, b[..., None])[..., 0], rtol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_coarse_steps_together_take_no_more_than_the_memory():
     """As XLA counts it: 256 examples, so that one row of the Jacobian passes 256 times what is in it."""

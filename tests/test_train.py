@@ -34,6 +34,7 @@ def _train(num_steps, optimizer=SGD, *, seed=0, dtype="float64", goal="depth", l
     return trained, serial, error
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("optimizer", "dtype", "seed"),
@@ -119,6 +120,7 @@ def test_a_window_that_fails_is_not_passed_on():
     assert trained.depth <= 1.5 * 1200
 
 
+@pytest.mark.first(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.3, 0.5])
 def test_at_the_limit_of_stability_the_bound_holds(rate):

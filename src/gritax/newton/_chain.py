@@ -18,7 +18,7 @@ from ..training import TrainState, TrainStep
 def flat(tree: PyTree[Array]) -> Array:
     """All leaves as one vector, in the widest dtype of them."""
     leaves = jax.tree.leaves(tree)
-    widest = max((leaf.dtype for leaf in leaves), key=lambda dtype: dtype.itemsize, default=jnp.dtype(float))
+    widest = max((leaf.dtype for leaf in leaves), key=lambda dtype: dtype.itemsize, default=jnp.zeros(0).dtype)
     return jnp.concatenate([jnp.zeros(0, widest), *(leaf.ravel().astype(widest) for leaf in leaves)])
 
 
