@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _mark_what_is_long(items):
-    """Of a test marked `first(n)`, all cases but the first `n` that are not long themselves."""
+    """Marks all cases of a test marked `first(n)` but the first `n` that are not long themselves."""
     taken = Counter()
     for item in items:
         if (mark := item.get_closest_marker("first")) and not item.get_closest_marker("long"):

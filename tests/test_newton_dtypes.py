@@ -52,13 +52,15 @@ def test_states_of_any_phi():
         np.testing.assert_allclose(solution.state[name], serial[name], atol=1e-5)
 
 
-def test_statistics_wider_than_the_parameters():
+@pytest.mark.slow(1)
+@pytest.mark.parametrize(("dtype", "of_stats"), [("float32", "float64"), ("float64", "float32")])
+def test_statistics_of_another_precision_than_the_parameters(dtype, of_stats):
     def loss(w, stats, x):
         return 0.5 * jnp.sum((w - x) ** 2), 0.9 * stats + 0.1 * jnp.sum(w).astype(stats.dtype)
 
-    step = gritax.TrainStep(loss, optax.sgd(0.1), lambda i: jnp.sin(i.astype("float32")), has_aux=True)
-    state = step.init(jnp.zeros(2, "float32"), jnp.zeros((), "float64"))
+    step = gritax.TrainStep(loss, optax.sgd(0.1), lambda i: jnp.sin(i.astype(dtype)), has_aux=True)
+    state = step.init(jnp.zeros(2, dtype), jnp.zeros((), of_stats))
     solution, serial = gritax.solve(step, state, 200, gritax.Newton()), gritax.solve_serial(step, state, 200)
-    assert solution.state.stats.dtype == "float64" and solution.params.dtype == "float32"
+    assert solution.state.stats.dtype == of_stats and solution.params.dtype == dtype
     np.testing.assert_allclose(solution.state.stats, serial.stats, rtol=1e-5)
     np.testing.assert_allclose(solution.params, serial.params, rtol=1e-5)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, PyTree, Scalar
 
 from .._clocks import tabulate as clocks_at
+from .._convergence import least_precise
 from .._evolution import Evolution
 from .._hierarchy import Level
 from .._optimizer import update
@@ -30,9 +31,8 @@ def shaped(x: Array, like: PyTree[Array]) -> PyTree[Array]:
     return structure.unflatten(parts)
 
 
-def coarsest_eps(tree: PyTree[Array]) -> float:
-    """The distance from 1 to the next number, in the narrowest dtype of the leaves."""
-    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(tree))
+def _eps(tree: PyTree[Array]) -> float:
+    return float(jnp.finfo(least_precise(tree)).eps)
 
 
 class Training:
@@ -46,7 +46,8 @@ class Training:
         self.step = step
         self.params, self._frozen = step.split(state.params)
         self.first, self.size = flat((self.params, state.stats)), sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        self.memory, self._stats, self.eps = state.opt_state, state.stats, coarsest_eps(self.params)
+        self.memory, self._stats, self.eps = state.opt_state, state.stats, _eps(self.params)
+        self._has_narrower = any(leaf.dtype != self.first.dtype for leaf in jax.tree.leaves((self.params, self._stats)))
 
     def unflatten(self, x: Array) -> PyTree:
         """The trained parameters."""
@@ -83,7 +84,7 @@ class Training:
         updates, memory = update(self.step.optimizer, self.unflatten(gradient), memory, self.unflatten(x), value)
         after = x + jnp.concatenate([flat(updates).astype(x.dtype), -gradient[self.size :]])
         # Where leaves differ in their dtypes, serial training rounds the narrower ones after each step.
-        return (after if self.eps == jnp.finfo(x.dtype).eps else flat((self.unflatten(after), self._statistics(after)))), memory
+        return (flat((self.unflatten(after), self._statistics(after))) if self._has_narrower else after), memory
 
     def state(self, x: Array, memory: PyTree) -> TrainState:
         return TrainState(eqx.combine(self.unflatten(x), self._frozen), memory, self._statistics(x))
@@ -94,7 +95,7 @@ class Steps:
 
     def __init__(self, evolution: Evolution, floating: PyTree[Array], clock: PyTree[Array]):
         self._evolution = evolution
-        self.first, self._like, self.eps = flat(floating), floating, coarsest_eps(floating)
+        self.first, self._like, self.eps = flat(floating), floating, _eps(floating)
         self.memory, self.size = clock, self.first.size
 
     def unflatten(self, x: Array) -> PyTree:
